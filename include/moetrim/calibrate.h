@@ -1,0 +1,53 @@
+// Calibration: demonstrations through a checkpoint, layer by layer, to statistics.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moetrim/family.h"
+#include "moetrim/run_options.h"
+#include "moetrim/statistics.h"
+#include "moetrim/text.h"
+
+namespace moetrim {
+
+struct CalibrateOptions : RunOptions {
+  Count count = Count::all;         ///< which tokens are measured; all are run
+  int tcess_top_k = 1;              ///< k of PreMoe's marks on raw logits (published: 1)
+  std::optional<double> tcess_threshold;  ///< r of PreMoe's marks; none: 1 / K, an equal share of the routed set
+  std::int64_t trace_tokens = 0;    ///< record the routing of that many tokens one by one; 0: none
+  nlohmann::ordered_json settings = nlohmann::ordered_json::object();  ///< further facts for the manifest (samples, max_tokens, …)
+  std::string tool_version;
+};
+
+/// What a calibration will take; nothing is run.
+struct CalibrateEstimate {
+  std::int64_t tokens = 0;            ///< of all demonstrations
+  int groups = 1;                     ///< passes over the weights, because the hidden states of all tokens do not fit
+  std::uint64_t peak_memory_bytes = 0;
+  std::uint64_t read_bytes = 0;       ///< weights, all passes
+  std::uint64_t disk_bytes = 0;       ///< at most: statistics, trace and the state to resume from
+  double operations = 0;              ///< multiply-adds times two
+};
+
+CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
+
+/// The manifest that calibrate() would write: what tells whether statistics that exist are those that are wanted.
+StatisticsManifest calibration_manifest(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
+
+/// Measures the tasks and writes `output` (a folder, conventionally NAME.stats). Work goes on in `output.partial`; after a
+/// kill the same call goes on after the last finished layer and ends with the same bytes.
+/// @throws InvalidInput when `output` exists, a partial folder belongs to another run, or a value becomes NaN;
+///         OutOfResources when not even one demonstration fits into the memory; Interrupted after `stop`.
+StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
+                             const std::filesystem::path& output);
+
+/// The same forward pass without measuring or writing anything: what the statistics are timed against.
+void run_forward_only(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
+
+}  // namespace moetrim

@@ -1,0 +1,72 @@
+// Evaluation: what a checkpoint, or a plan that is not yet written, does to loss, distribution and answers.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "moetrim/family.h"
+#include "moetrim/plan.h"
+#include "moetrim/run_options.h"
+#include "moetrim/text.h"
+
+namespace moetrim {
+
+/// Sums over predicted tokens: counted tokens that have a predecessor in their demonstration.
+struct LossSums {
+  std::int64_t tokens = 0;
+  double loss = 0;         ///< nats
+  double kl = 0;           ///< sum of KL(reference || this) in nats; 0 without a reference
+  std::int64_t agree = 0;  ///< tokens whose most probable next token is the reference's
+};
+
+struct EvaluateTask {
+  std::string name;
+  LossSums model;
+  std::vector<LossSums> plans;      ///< one per plan, against the model
+  std::optional<LossSums> against;  ///< loss of the other checkpoint; kl and agree of `model` against it
+};
+
+/// Teacher-forced evaluation. All plans share one pass over the weights: a plan's tokens are further sequences whose dropped
+/// experts' router logits are at minus infinity.
+/// @param against  another checkpoint's model, or null; the reference for EvaluateTask::against. Vocabularies must be equal.
+/// @throws InvalidInput when a plan does not fit the model; OutOfResources.
+std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const RunOptions& options,
+                                   const std::vector<Plan>& plans, const Model* against);
+
+/// Greedy generation with a KV cache, the whole model in memory.
+struct GenerateOptions : RunOptions {
+  std::int64_t max_new_tokens = 256;
+  std::int64_t batch = 32;                 ///< prompts decoded together
+  std::vector<std::int32_t> stop_tokens;   ///< end of sequence
+  const Plan* plan = nullptr;              ///< dropped experts are masked in the router
+};
+
+/// New token ids for every prompt, without the stop token.
+/// @throws OutOfResources when the model does not fit into memory.
+std::vector<std::vector<std::int32_t>> generate(const Model& model, const std::vector<std::vector<std::int32_t>>& prompts,
+                                                const GenerateOptions& options);
+
+/// Ids that end a generation: eos_token_id of generation_config.json, else of config.json.
+std::vector<std::int32_t> stop_tokens(const Checkpoint& checkpoint);
+
+struct ExactMatch {
+  std::int64_t samples = 0;
+  std::int64_t correct = 0;   ///< the final answer is the expected one
+  struct Miss {
+    std::int64_t line = 0;
+    std::string expected, got;
+  };
+  std::vector<Miss> misses;   ///< the first few
+};
+
+/// Generates an answer for every demonstration of a task read with generation_prompt_only, and compares the final answer:
+/// what follows the last "#### ", or else the whole text, without surrounding spaces.
+ExactMatch exact_match(const Model& model, const Tokenizer& tokenizer, const Task& task, const GenerateOptions& options);
+
+/// What follows the last "#### ", or else the whole text; surrounding white space removed.
+std::string final_answer(std::string_view text);
+
+}  // namespace moetrim

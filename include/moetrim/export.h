@@ -1,0 +1,97 @@
+// Export: a stream of tensors to a checkpoint folder in Hugging Face layout, which appears under its name only when whole.
+//
+// Work goes on in a hidden folder beside the target, `.TARGET.moetrim-partial`, which is renamed at the end. A run that
+// is killed leaves finished shards there and a journal of their digests; the same request again goes on after them and
+// ends with the same bytes as an undisturbed run. See docs for the layout of the folder.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moetrim/checkpoint.h"
+#include "moetrim/family.h"
+#include "moetrim/plan.h"
+#include "moetrim/rewrite.h"
+
+namespace moetrim {
+
+/// "5GB", "5GiB", "500 MB", "1.5GB" or a number of bytes. KB, MB, GB, TB count in thousands; KiB, MiB, GiB, TiB in 1024s.
+/// @throws UsageError for anything else, for 0 and for more than 64 bits.
+std::uint64_t parse_bytes(std::string_view text);
+
+struct ExportOptions {
+  std::uint64_t shard_bytes = 5'000'000'000;  ///< tensor bytes per file; a larger tensor gets a file of its own
+  bool overwrite = false;                     ///< replace the target, if it is a folder that moetrim wrote (moetrim.json)
+};
+
+/// What goes into the folder beside the source's tokenizer, template and licence files.
+struct ExportRequest {
+  std::vector<OutputTensor> tensors;  ///< their pieces point into the source
+  nlohmann::ordered_json config;      ///< config.json
+  nlohmann::ordered_json record;      ///< moetrim.json; without times or machine names, so that equal work has equal bytes
+  std::string card;                   ///< README.md
+  std::string source_fingerprint;     ///< Checkpoint::fingerprint() of the source
+  std::vector<std::string> warnings;  ///< for the caller to print; not written
+};
+
+/// Bytes of tensors done so far, those taken over from an interrupted run included.
+struct ExportProgress {
+  std::uint64_t done_bytes = 0;
+  std::uint64_t total_bytes = 0;
+  std::size_t done_shards = 0;
+  std::size_t total_shards = 0;
+};
+/// Called after every block and every shard. What it throws stops the export, which can be taken up again.
+using ExportProgressFn = std::function<void(const ExportProgress&)>;
+
+struct ExportResult {
+  std::filesystem::path folder;
+  std::uint64_t tensor_bytes = 0;
+  std::size_t shards = 0;
+  std::size_t reused_shards = 0;            ///< finished by an earlier run that was interrupted
+  std::vector<std::string> copied_files;    ///< taken over from the source as they are
+};
+
+/// What an export would take. Reads nothing but folder listings and writes nothing.
+struct ExportEstimate {
+  std::uint64_t before_bytes = 0, after_bytes = 0;            ///< of tensors
+  std::uint64_t before_parameters = 0, after_parameters = 0;  ///< elements of tensors
+  std::size_t before_tensors = 0, after_tensors = 0;
+  std::size_t shards = 0;
+  std::uint64_t disk_bytes = 0;            ///< of the finished folder, rounded up
+  std::uint64_t free_disk_bytes = 0;       ///< where the target would be
+  std::uint64_t peak_memory_bytes = 0;     ///< buffers and the list of tensors; not the program itself
+  std::vector<std::string> copied_files;
+};
+
+/// Checks the plan and prepares everything that export_checkpoint needs.
+/// @param tool_version  goes into moetrim.json and the card.
+/// @param allow_other_checkpoint  accept a plan whose fingerprint is not the source's.
+/// @throws InvalidInput when the plan does not fit, see check_plan.
+ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version,
+                             bool allow_other_checkpoint = false);
+
+/// @throws UsageError for a target that exists and is not an empty folder, as export_checkpoint does.
+ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& request,
+                                const std::filesystem::path& target, const ExportOptions& options = {});
+
+/// Writes the folder. Memory: a few fixed blocks, however large a tensor is.
+/// @throws UsageError for a target that exists and is not an empty folder; OutOfResources, naming the bytes, before the
+///         start when the disk is too small, and when it fills up meanwhile; Error when another run writes to the target.
+ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& request,
+                               const std::filesystem::path& target, const ExportOptions& options = {},
+                               const ExportProgressFn& progress = {});
+
+/// The model card (README.md): YAML front matter with base model and inherited licence, what was removed and why, how to
+/// load the result, and its limits.
+std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
+                       std::span<const std::string> warnings, std::string_view tool_version);
+
+}  // namespace moetrim

@@ -1,0 +1,94 @@
+// The forward pass, layers outside and tokens inside: every layer is loaded once, all tokens of a batch pass through it, and
+// it is let go. Peak memory is the tokens' hidden states and about two layers, whatever the model's size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "moetrim/family.h"
+
+namespace moetrim {
+
+/// What activations are rounded to. Sums inside a matrix product are fp32 in both.
+enum class Precision { fp32, bf16 };
+
+struct ForwardOptions {
+  Precision precision = Precision::fp32;
+  std::string device = "cpu";        ///< "cpu" or "cuda:N"
+  int threads = 0;                   ///< 0: all cores that the process may use
+  std::uint64_t read_ahead_bytes = 256ULL << 20;  ///< weights read before they are needed
+  bool drop_page_cache = false;      ///< tell the kernel not to keep weights that were read
+};
+
+/// Tokens of one sequence inside a batch; attention does not cross sequences.
+struct Sequence {
+  std::int64_t begin = 0;   ///< first token in the batch
+  std::int64_t length = 0;
+  int mask = -1;            ///< index into TokenBatch::masks; -1: all experts
+};
+
+/// Which experts may be routed to, per layer: [layers][experts], empty for layers without a restriction.
+using ExpertMask = std::vector<std::vector<bool>>;
+
+struct TokenBatch {
+  std::vector<std::int32_t> ids;     ///< [T]
+  std::vector<Sequence> sequences;   ///< cover the ids, in order
+  std::vector<ExpertMask> masks;     ///< plans that are not yet written, see `evaluate`
+};
+
+/// What one MoE layer did with every token. K routed experts per token; slot i of token t is at t * K + i.
+struct RoutedLayer {
+  int layer = 0;
+  std::int64_t tokens = 0;
+  int experts = 0, experts_per_token = 0;
+  std::vector<float> logits;          ///< [T, E] raw, before any selection bias
+  std::vector<float> probabilities;   ///< [T, E] before selection
+  std::vector<std::int32_t> ids;      ///< [T, K] best first
+  std::vector<float> gates;           ///< [T, K] what really multiplies the expert's output
+  std::vector<float> norms;           ///< [T, K] |f|2 of the expert's output before the gate
+  std::vector<float> max_abs;         ///< [T, K] max |f| over channels
+  std::vector<double> turns;          ///< [T] max(0, 1 - cos(h, h + r)): r is the routed experts' sum, h the residual before it
+};
+
+/// Runs a batch layer by layer. The model and its checkpoint must outlive it.
+class Forward {
+ public:
+  Forward(const Model& model, const ForwardOptions& options);
+  ~Forward();
+  Forward(const Forward&) = delete;
+  Forward& operator=(const Forward&) = delete;
+
+  /// Embeds the batch and opens the weights from layer 0 on.
+  /// @throws InvalidInput when a token id is outside the vocabulary.
+  void begin(TokenBatch batch);
+  /// Goes on with hidden states [T, H] that were taken before `layer`.
+  void resume(TokenBatch batch, int layer, const at::Tensor& hidden);
+
+  int next_layer() const;
+  bool done() const;
+  /// Runs the next layer. `routed` is filled for an MoE layer and left with tokens = 0 for a dense one.
+  /// @throws InvalidInput naming layer and tensor when a value becomes NaN or infinite.
+  void run_layer(RoutedLayer& routed);
+
+  /// [T, H] in the stored precision, on the device: the residual stream after the layers run so far.
+  const at::Tensor& hidden() const;
+
+  /// Logits [rows.size(), V] fp32 for rows of a residual stream that has passed all layers.
+  at::Tensor logits(const at::Tensor& hidden, std::span<const std::int64_t> rows);
+
+  /// Bytes that a batch of that many tokens needs beside the weights.
+  static std::uint64_t bytes_per_token(const Model& model, Precision precision);
+  /// Bytes that the weights in work need.
+  static std::uint64_t weight_bytes(const Model& model, const ForwardOptions& options);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace moetrim

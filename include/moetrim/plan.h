@@ -1,0 +1,101 @@
+// Plans: scores, a budget and constraints to what is done to every layer's experts.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moetrim/score.h"
+#include "moetrim/statistics.h"
+
+namespace moetrim {
+
+/// How many experts of every layer stay: a number, or a ratio that is rounded once, half up, and reported.
+struct KeepBudget {
+  std::optional<int> experts;
+  std::optional<double> ratio;  ///< in (0, 1]
+
+  /// "16" or "0.5" or "50%"; "1" is one expert, "1.0" and "100%" are all. @throws UsageError
+  static KeepBudget parse(std::string_view text);
+  /// Whole experts to keep of `experts`; a ratio is rounded here and nowhere else. @throws UsageError when nothing is set
+  int of(int experts_before) const;
+};
+
+struct ProtectedExpert {
+  int layer = 0;   ///< absolute id
+  int expert = 0;
+  std::string why; ///< "super" or "requested"
+};
+
+struct PlanLayer {
+  int layer = 0;                    ///< absolute id
+  std::vector<int> keep;            ///< original ids, ascending
+  int unseen = 0;                   ///< experts that no counted token reached
+  int unseen_kept = 0;              ///< those of them that the plan keeps all the same
+};
+
+struct Plan {
+  int version = 1;
+  std::string method;
+  std::string variant;
+  std::string checkpoint_fingerprint;
+  std::string family;
+  int experts = 0;                  ///< per layer before
+  int keep = 0;                     ///< per layer after
+  int experts_per_token = 0;
+  std::vector<PlanLayer> layers;    ///< every MoE layer, ascending
+  std::vector<ProtectedExpert> protect;
+  nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, seed, rounding: for the reader
+};
+
+struct PlanRequest {
+  KeepBudget keep;
+  std::vector<std::string> protect;  ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
+};
+
+/// What an expert's max|f| is compared with; see find_super_experts.
+struct SuperExpertThresholds {
+  int layers_end = 0;       ///< candidates are the experts of layers with absolute id < layers_end
+  double percentile = 0;    ///< 99.5th percentile of the candidates, linear interpolation
+  double tenth = 0;         ///< a tenth of the largest
+  double least = 0;         ///< `executed` only: ten times the median of the experts that saw a token
+};
+
+SuperExpertThresholds super_expert_thresholds(const Statistics& statistics, Variant variant);
+
+/// Super experts (arXiv 2507.23279): max|f| above the 99.5th percentile and above a tenth of the largest, among the experts of
+/// the first three quarters of all layers (dense ones count; half rounds to even), and at least ten times the median.
+///
+/// The last condition is ours: a percentile always admits somebody, also in a model that has no super expert. `official`
+/// is the published code: it sees one row per expert and sequence, floors the tenth, and has no such condition.
+/// @return by layer, then expert.
+/// @throws InvalidInput when no MoE layer is among the first three quarters.
+std::vector<ProtectedExpert> find_super_experts(const Statistics& statistics, Variant variant);
+
+/// Keeps the best `keep` experts of every layer; protected experts first; ties go to the lower id.
+/// @param variant  of the super experts, when they are asked for.
+/// @throws InvalidInput when fewer experts would stay than a token is routed to, more are protected than kept, or the
+///         scores are not of these statistics; UsageError for a protection that cannot be read.
+Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant);
+
+/// How soon the decision settles: the kept set from the first 1, 2, … kSlices slices of the demonstrations against the kept
+/// set from all of them, as overlap (Jaccard: size of the intersection over size of the union), mean over the layers.
+/// Protection is left out. The last value is 1.
+std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+                                const KeepBudget& keep,
+                                const std::vector<std::pair<std::string, double>>& task_weights = {});
+
+/// `recipes/plan.schema.json` describes it.
+nlohmann::ordered_json plan_to_json(const Plan& plan);
+/// @throws InvalidInput naming file and field; ids out of range, doubled, unsorted or counts that differ are refused.
+Plan read_plan(const std::filesystem::path& file);
+/// One line per layer; equal plans give equal bytes. @throws InvalidInput when read_plan would refuse it.
+void write_plan(const std::filesystem::path& file, const Plan& plan);
+
+}  // namespace moetrim

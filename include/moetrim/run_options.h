@@ -1,0 +1,22 @@
+// How a forward pass runs: what calibration, evaluation and generation have in common.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace moetrim {
+
+struct RunOptions {
+  std::string precision = "bf16";   ///< what activations are rounded to: "fp32" or "bf16"
+  std::string device = "cpu";       ///< "cpu" or "cuda:N"
+  int threads = 0;                  ///< 0: all cores that the process may use
+  std::uint64_t max_memory = 0;     ///< bytes that the process may use; 0: what the machine or its cgroup has left
+  /// Set by a signal handler: the run ends after the layer in work.
+  const std::atomic<bool>* stop = nullptr;
+  /// Called as work is done, with the part done and the whole in a unit of the run's own.
+  std::function<void(std::int64_t done, std::int64_t total)> progress;
+};
+
+}  // namespace moetrim

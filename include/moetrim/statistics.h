@@ -1,0 +1,147 @@
+// What calibration measured: sums, counts and extremes per MoE layer, task, slice and expert, and their file format.
+// Nothing is a mean, so statistics of separate runs can be added.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace moetrim {
+
+/// Demonstration i of a task belongs to slice i mod kSlices; slices give convergence curves and confidence intervals.
+inline constexpr int kSlices = 8;
+
+/// What is kept per task, slice and expert. T: the counted tokens, S(t): the routed set, g: the gate weight that really
+/// multiplied the expert's output f, p: the router's probability before selection, z: its raw logit.
+enum class Stat : int {
+  routed_count,         ///< tokens with e in S(t)
+  gate_sum,             ///< sum of g over routed tokens
+  gate_square_sum,      ///< sum of g^2 over routed tokens
+  router_mass,          ///< sum of p over ALL counted tokens (soft router mass)
+  tcess_sum,            ///< sum of the local softmax share q(e) over S(t), where q(e) >= r (PreMoe, executed routing)
+  tcess_logit_sum,      ///< sum of z where e is among the k largest raw logits and its share of them >= r (PreMoe as published)
+  norm_sum,             ///< sum of |f|2 over routed tokens (EAN)
+  gated_norm_sum,       ///< sum of g |f|2 (REAP)
+  easy_ep_sum,          ///< sum of d g |f|2, d = max(0, 1 - cos(h, h + r)), r: the routed output alone (EASY-EP)
+  max_abs,              ///< largest |f| of any channel over routed tokens; combines by maximum
+  max_abs_first_row,    ///< the same over the row that a per-sequence expert batch has first (Super Experts as published);
+                        ///< combines by maximum
+};
+inline constexpr int kStatCount = 11;
+
+/// Spelling in files, for example "gated_norm_sum".
+std::string_view stat_name(Stat stat);
+/// How two parts combine: true for the extremes, false for sums.
+bool stat_combines_by_max(Stat stat);
+/// Whether a value below zero is possible: raw logits only.
+bool stat_can_be_negative(Stat stat);
+
+/// One MoE layer.
+///
+/// `values(stat)` is [tasks, kSlices, experts] fp64, row-major.
+class LayerStatistics {
+ public:
+  LayerStatistics() = default;
+  /// All zeros. @throws InvalidInput unless layer >= 0, tasks >= 1 and experts >= 1.
+  LayerStatistics(int layer, int tasks, int experts);
+
+  int layer = 0;    ///< absolute layer id
+  int tasks = 0;
+  int experts = 0;
+  std::vector<double> token_count;  ///< [tasks, kSlices] counted tokens
+  std::vector<double> coactivation; ///< [tasks, experts, experts] tokens that routed to both; symmetric, diagonal = routed_count
+  std::vector<double> transitions;  ///< [tasks, experts, experts] routed pair (i here, j in the next MoE layer); zero for the last one
+
+  std::span<double> values(Stat stat);
+  std::span<const double> values(Stat stat) const;
+  double& at(Stat stat, int task, int slice, int expert);
+  double at(Stat stat, int task, int slice, int expert) const;
+
+  /// One task's values with the slices combined: [experts].
+  std::vector<double> task_total(Stat stat, int task) const;
+  /// One task's counted tokens.
+  double task_tokens(int task) const;
+  /// Adds sums and takes maxima. @throws InvalidInput on different shapes.
+  void add(const LayerStatistics& other);
+  /// The same for one task, whose place may differ in the two. @throws InvalidInput on another layer or expert count.
+  void add_task(int task, const LayerStatistics& other, int other_task);
+  /// What the first `count` slices measured; without co-activation and transitions, which are not kept per slice.
+  LayerStatistics first_slices(int count) const;
+
+ private:
+  std::array<std::vector<double>, kStatCount> values_;
+};
+
+/// What was measured, on what, how. Written as manifest.json; two statistics with equal manifests (but for the
+/// tasks) may be added.
+struct StatisticsManifest {
+  std::string checkpoint_fingerprint;
+  std::string family;          ///< model_type
+  std::string router;          ///< "softmax" or "sigmoid": what `--variant official` must know
+  bool router_selects_by_logit = true;   ///< false with a selection bias or groups
+  bool gates_normalised = true;          ///< gates of a token sum to one (times a scale)
+  int layers = 0;              ///< all decoder layers
+  int experts = 0;
+  int experts_per_token = 0;
+  std::vector<int> moe_layers; ///< absolute ids, ascending
+  int tcess_top_k = 0;         ///< k of PreMoe's marks on raw logits; 0: they were not recorded
+  double tcess_threshold = 0;  ///< r of PreMoe's marks, in [0, 1], or -1 for none
+  std::string dtype;           ///< how the forward pass ran: "fp32" or "bf16"
+  std::string count;           ///< "all", "prompt" or "response"
+  struct TaskFacts {
+    std::string name;
+    std::string digest;                 ///< of the demonstrations' token ids; those of merged parts joined with '+'
+    std::int64_t demonstrations = 0;
+    std::int64_t tokens = 0;            ///< all tokens that were run
+    std::int64_t counted_tokens = 0;    ///< those that were measured
+  };
+  std::vector<TaskFacts> tasks;
+  /// Further options that change what the numbers mean, for the reader. Parts are merged only when these are equal, so
+  /// devices, paths and memory limits do not belong here.
+  nlohmann::ordered_json settings = nlohmann::ordered_json::object();
+  std::string tool_version;
+};
+
+/// Statistics of a whole run: `NAME.stats/manifest.json` and one safetensors file per MoE layer.
+struct Statistics {
+  StatisticsManifest manifest;
+  std::vector<LayerStatistics> layers;  ///< in the order of manifest.moe_layers
+
+  /// Every shape is checked against the manifest, every value for being finite and (counts, norms) not negative.
+  /// @throws InvalidInput naming the file that is missing, damaged or of another run.
+  static Statistics read(const std::filesystem::path& folder);
+  /// Index of a task by name. @throws InvalidInput listing the tasks there are.
+  int task(std::string_view name) const;
+};
+
+/// Writes `folder` beside its place and renames it when it is whole.
+/// @throws InvalidInput when `folder` exists already, or manifest and layers do not fit together.
+void write_statistics(const std::filesystem::path& folder, const Statistics& statistics);
+
+/// Adds parts of one calibration, or of several on the same checkpoint with the same settings.
+///
+/// A task that several parts have is added up and keeps all its digests; other tasks are put side by side, in the order
+/// in which they first appear. Associative but for the last bits of floating-point sums.
+/// @throws InvalidInput when parts differ in anything but their tasks, or hold the same demonstrations twice.
+Statistics merge_statistics(std::span<const Statistics> parts);
+
+/// @throws InvalidInput when manifest_from_json would refuse it, so that hours of work do not end in a file nobody can read.
+nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest);
+/// @param file  named in errors. @throws InvalidInput
+StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file);
+
+/// Name of a layer's file inside the folder, for example "layer-00003.safetensors".
+std::string layer_file_name(int layer);
+/// Equal statistics give equal bytes.
+void write_layer_statistics(const std::filesystem::path& file, const LayerStatistics& layer);
+/// @throws InvalidInput naming file and tensor.
+LayerStatistics read_layer_statistics(const std::filesystem::path& file);
+
+}  // namespace moetrim

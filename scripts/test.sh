@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up like scripts/setup.sh and runs all tests: C++ (ctest), then Python against transformers and safetensors.
+#
+# Usage: scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+export MOETRIM_BUILD=$PWD/build HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+.venv/bin/ctest --test-dir build --output-on-failure
+.venv/bin/python -m pytest -q -x tests "$@"

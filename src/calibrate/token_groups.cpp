@@ -1,0 +1,66 @@
+// Demonstrations cut into groups whose hidden states fit the memory budget.
+
+#include "calibrate/token_groups.h"
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+
+namespace moetrim {
+
+namespace {
+
+/// A demonstration and where it comes from.
+struct Source {
+  const Demonstration* demonstration;
+  int task;
+  std::int64_t index;
+};
+
+std::vector<Source> all_demonstrations(const std::vector<Task>& tasks, const MemoryPlan& plan) {
+  std::vector<Source> sources;
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    std::int64_t index = 0;
+    for (const Demonstration& demonstration : tasks[t].demonstrations) {
+      if (static_cast<std::int64_t>(demonstration.ids.size()) > plan.group_tokens) {
+        throw OutOfResources(fmt::format("{}:{}: the memory budget holds {} tokens at a time, this demonstration has {}; raise "
+                                         "--max-memory or cut with --max-tokens", tasks[t].file.string(), demonstration.line,
+                                         plan.group_tokens, demonstration.ids.size()));
+      }
+      sources.push_back({&demonstration, static_cast<int>(t), index++});
+    }
+  }
+  return sources;
+}
+
+void append(TokenGroup& group, const Source& source, Count count) {
+  const auto& ids = source.demonstration->ids;
+  const auto begin = static_cast<std::int64_t>(group.batch.ids.size());
+  const auto length = static_cast<std::int64_t>(ids.size());
+  const auto counted = counted_range(*source.demonstration, count);
+  group.batch.ids.insert(group.batch.ids.end(), ids.begin(), ids.end());
+  group.batch.sequences.push_back({.begin = begin, .length = length, .mask = -1});
+  group.sequences.push_back({.begin = begin,
+                             .length = length,
+                             .count_begin = begin + counted.first,
+                             .count_end = begin + counted.second,
+                             .task = source.task,
+                             .slice = static_cast<int>(source.index % kSlices),
+                             .demonstration = source.index});
+}
+
+}  // namespace
+
+std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan) {
+  const auto sources = all_demonstrations(tasks, plan);
+  std::vector<std::int64_t> lengths;
+  for (const Source& source : sources) lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
+  std::vector<TokenGroup> groups;
+  for (const SequenceGroup& range : cut_groups(lengths, plan.group_tokens)) {
+    TokenGroup& group = groups.emplace_back();
+    for (std::size_t i = range.first; i < range.last; ++i) append(group, sources[i], options.count);
+  }
+  return groups;
+}
+
+}  // namespace moetrim

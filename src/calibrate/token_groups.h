@@ -1,0 +1,29 @@
+// Demonstrations cut into groups whose hidden states fit the memory budget.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "forward/memory_plan.h"
+#include "moetrim/calibrate.h"
+#include "moetrim/forward.h"
+
+namespace moetrim {
+
+/// One demonstration inside a group, and what of it is measured.
+struct MeasuredSequence {
+  std::int64_t begin = 0, length = 0;              ///< tokens of the group
+  std::int64_t count_begin = 0, count_end = 0;     ///< measured tokens, absolute in the group
+  int task = 0, slice = 0;
+  std::int64_t demonstration = 0;                  ///< index within its task
+};
+
+struct TokenGroup {
+  TokenBatch batch;
+  std::vector<MeasuredSequence> sequences;
+};
+
+/// @throws OutOfResources naming the demonstration that does not fit alone.
+std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan);
+
+}  // namespace moetrim

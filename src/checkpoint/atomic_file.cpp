@@ -1,0 +1,93 @@
+// A file that appears under its name only when it is whole: see atomic_file.h.
+#include "atomic_file.h"
+
+#include <fcntl.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "moetrim/checkpoint.h"
+#include "moetrim/error.h"
+
+namespace moetrim::checkpoint_detail {
+namespace {
+
+std::filesystem::path folder_of(const std::filesystem::path& file) {
+  return file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
+}
+
+std::string free_space(const std::filesystem::path& folder) {
+  struct statvfs status {};
+  if (::statvfs(folder.c_str(), &status) != 0) return "";
+  return fmt::format(" ({} bytes are free there)", std::uint64_t{status.f_bavail} * status.f_frsize);
+}
+
+bool means_full(int code) { return code == ENOSPC || code == EDQUOT || code == EFBIG; }
+
+}  // namespace
+
+AtomicFile::AtomicFile(std::filesystem::path file) : file_(std::move(file)), partial_(file_) {
+  partial_ += ".partial";
+  // A left-over is removed rather than truncated: it may be a link to something else.
+  ::unlink(partial_.c_str());
+  descriptor_ = Descriptor(::open(partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  if (descriptor_.get() < 0) fail("creating it", 0);
+  pending_ = true;
+}
+
+AtomicFile::~AtomicFile() {
+  if (pending_) ::unlink(partial_.c_str());
+}
+
+void AtomicFile::fail(const char* action, std::uint64_t bytes) const {
+  const int code = errno;
+  const std::string what = fmt::format("{}: {} failed after {} bytes", partial_.string(), action, written_bytes_);
+  if (means_full(code)) {
+    throw OutOfResources(fmt::format("{}, with {} more at hand: {}{}; free some space or write elsewhere", what, bytes,
+                                     std::generic_category().message(code), free_space(folder_of(file_))));
+  }
+  throw Error(fmt::format("{}: {}", what, std::generic_category().message(code)));
+}
+
+void AtomicFile::write(std::span<const std::byte> data) {
+  while (!data.empty()) {
+    const ssize_t done = ::write(descriptor_.get(), data.data(), data.size());
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) fail("writing", data.size());
+    data = data.subspan(static_cast<std::size_t>(done));
+    written_bytes_ += static_cast<std::uint64_t>(done);
+  }
+}
+
+void AtomicFile::commit() {
+  if (::fsync(descriptor_.get()) != 0) fail("flushing to disk", 0);
+  // Network file systems report a full disk here.
+  if (::close(descriptor_.release()) != 0) fail("closing", 0);
+  if (::rename(partial_.c_str(), file_.c_str()) != 0) fail("renaming to the final name", 0);
+  pending_ = false;
+  const Descriptor folder(::open(folder_of(file_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot flush a folder; the file itself is safe by then.
+  if (folder.get() < 0 || (::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP)) {
+    fail("flushing its folder", 0);
+  }
+}
+
+}  // namespace moetrim::checkpoint_detail
+
+namespace moetrim {
+
+void write_file_atomically(const std::filesystem::path& file, std::string_view text) {
+  checkpoint_detail::AtomicFile out(file);
+  out.write(std::as_bytes(std::span(text)));
+  out.commit();
+}
+
+}  // namespace moetrim

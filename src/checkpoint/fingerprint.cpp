@@ -1,0 +1,50 @@
+// The fingerprint of a checkpoint: changes with the model, not with how its tensors are spread over files.
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "moetrim/checkpoint.h"
+
+namespace moetrim {
+namespace {
+
+// Head and tail: a fine-tuned copy differs everywhere, a half-written file at its end.
+constexpr std::uint64_t kSampleSideBytes = 2048;
+
+std::string hex(const XXH128_hash_t& hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
+
+std::string sample_hash(const Checkpoint& checkpoint, const Tensor& tensor) {
+  const std::uint64_t head = std::min(tensor.size, kSampleSideBytes);
+  const std::uint64_t tail = std::min(tensor.size - head, kSampleSideBytes);
+  std::vector<std::byte> sample(head + tail);
+  checkpoint.read(tensor, 0, std::span(sample).first(head));
+  checkpoint.read(tensor, tensor.size - tail, std::span(sample).last(tail));
+  return hex(XXH3_128bits(sample.data(), sample.size()));
+}
+
+}  // namespace
+
+std::string Checkpoint::fingerprint() const {
+  // Read in the order of the bytes, hashed in the order of the names.
+  std::vector<std::string> samples;
+  samples.reserve(tensors_.size());
+  for (const Tensor& tensor : tensors_) samples.push_back(sample_hash(*this, tensor));
+
+  // Text with lengths in front: no two models write the same, and byte order does not matter.
+  std::string text = fmt::format("moetrim checkpoint 1\n{}:{}\n", config_text_.size(), config_text_);
+  for (const auto& [name, index] : by_name_) {
+    const Tensor& tensor = tensors_[index];
+    text += fmt::format("{}:{} {} [{}] {}\n", name.size(), name, dtype_name(tensor.dtype),
+                        fmt::join(tensor.shape, ","), samples[index]);
+  }
+  return hex(XXH3_128bits(text.data(), text.size()));
+}
+
+}  // namespace moetrim

@@ -1,0 +1,96 @@
+// moetrim calibrate: demonstrations through a checkpoint to statistics.
+
+#include <fmt/format.h>
+
+#include "cli/command.h"
+#include "cli/stages.h"
+#include "moetrim/error.h"
+
+namespace moetrim::cli {
+
+void CalibrateFlags::add(CLI::App& command) {
+  task.add(command);
+  run.add(command);
+  command.add_option("--statistics", statistics, "default: all first-order statistics; none: the forward pass alone, for timing")
+      ->check(CLI::IsMember({"default", "none"}))->capture_default_str();
+  command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
+  command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: least local share; default 1 / experts per token");
+  command.add_option("--trace", trace, "Also record the routing of up to N tokens one by one")->check(CLI::NonNegativeNumber);
+}
+
+CalibrateOptions CalibrateFlags::options(const Session& session) const {
+  CalibrateOptions options;
+  run.apply(options, session, "calibrate");
+  options.count = task.count_value();
+  options.tcess_top_k = tcess_top_k;
+  options.tcess_threshold = tcess_threshold;
+  options.trace_tokens = trace;
+  options.settings = {{"samples", task.samples},
+                      {"shuffle", task.shuffle ? nlohmann::ordered_json(*task.shuffle) : nlohmann::ordered_json()},
+                      {"max_tokens", task.max_tokens}};
+  options.tool_version = kVersion;
+  return options;
+}
+
+namespace {
+
+void print_estimate(const Session& session, const CalibrateEstimate& e) {
+  const nlohmann::ordered_json json{{"tokens", e.tokens},
+                                    {"passes", e.groups},
+                                    {"peak_memory_bytes", e.peak_memory_bytes},
+                                    {"read_bytes", e.read_bytes},
+                                    {"disk_bytes", e.disk_bytes},
+                                    {"operations", e.operations},
+                                    {"seconds_at_100_gflops", e.operations / 1e11}};
+  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {}\ndisk     {} at most\n"
+                                  "time     about {:.0f} s at 100 GFLOP/s\n",
+                                  e.tokens, e.groups, e.groups > 1 ? " (hidden states of all tokens do not fit at once)" : "",
+                                  human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), human_bytes(e.disk_bytes),
+                                  e.operations / 1e11));
+}
+
+void run_calibrate(const Session& session, const std::string& folder, const CalibrateFlags& flags, const std::string& output,
+                   bool dry_run) {
+  const bool measures = flags.statistics != "none";
+  if (measures == output.empty() && !dry_run) {
+    throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
+                              : "--statistics none writes nothing; leave out -o");
+  }
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const Model model = describe(checkpoint);
+  const auto tasks = read_tasks(flags.task.files, folder, flags.task.task_options(model.vocabulary));
+  const CalibrateOptions options = flags.options(session);
+  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options));
+  if (!measures) {
+    run_forward_only(model, tasks, options);
+    return session.print({{"statistics", nullptr}}, "forward pass done, nothing written\n");
+  }
+  const StatisticsManifest manifest = calibrate(model, tasks, options, output);
+  std::string text;
+  for (const auto& task : manifest.tasks) {
+    text += fmt::format("{}: {} demonstrations, {} tokens, {} counted\n", task.name, task.demonstrations, task.tokens,
+                        task.counted_tokens);
+  }
+  session.print({{"statistics", output}, {"manifest", manifest_to_json(manifest)}}, text + "statistics in " + output + "\n");
+}
+
+}  // namespace
+
+void add_calibrate(CLI::App& app, Session& session) {
+  CLI::App* command = add_command(app, session, "calibrate", "Run demonstrations through a checkpoint and measure every expert",
+                                  "moetrim calibrate demo/model --task calibration/arithmetic.jsonl -o arithmetic.stats");
+  struct Flags : CalibrateFlags {
+    std::string folder, output;
+    bool dry_run = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  command->add_option("checkpoint", flags->folder, "Checkpoint folder")->required();
+  flags->add(*command);
+  command->add_option("-o,--output", flags->output, "Folder for the statistics, conventionally NAME.stats");
+  command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time; run nothing");
+  command->callback([&session, flags] {
+    session.run = [&session, flags] { run_calibrate(session, flags->folder, *flags, flags->output, flags->dry_run); };
+  });
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,141 @@
+// What the sub-commands share.
+
+#include "cli/command.h"
+
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "cli/progress.h"
+#include "moetrim/error.h"
+#include "moetrim/export.h"
+
+namespace moetrim::cli {
+
+std::atomic<bool> stop_requested{false};
+
+void stop_if_requested() {
+  if (stop_requested) throw Interrupted("stopped by a signal; repeat the command to go on");
+}
+
+void Session::print(const nlohmann::ordered_json& object, const std::string& text) const {
+  const std::string out = json ? object.dump(2) + "\n" : text;
+  std::fwrite(out.data(), 1, out.size(), stdout);
+  if (std::fflush(stdout) != 0) throw Error("cannot write to standard output");
+}
+
+void Session::note(const std::string& text) const {
+  if (!quiet) fmt::print(stderr, "{}\n", text);
+}
+
+CLI::App* add_command(CLI::App& app, Session& session, const std::string& name, const std::string& description,
+                      const std::string& example) {
+  CLI::App* command = app.add_subcommand(name, description);
+  command->footer("Example:\n  " + example);
+  command->add_flag("--json", session.json, "Print one JSON object on standard output and nothing else there");
+  command->add_flag("--quiet", session.quiet, "No progress and no notes");
+  return command;
+}
+
+void TaskFlags::add(CLI::App& command) {
+  command.add_option("--task", files, "Task file, one JSON object a line; repeat for several tasks")->required();
+  command.add_option("--count", count, "Tokens that are measured: all, prompt or response")
+      ->check(CLI::IsMember({"all", "prompt", "response"}))->capture_default_str();
+  command.add_option("--samples", samples, "Use the first N lines of every task; 0: all")->check(CLI::NonNegativeNumber);
+  command.add_option("--shuffle", shuffle, "Mix the lines with this seed before --samples takes the first");
+  command.add_option("--max-tokens", max_tokens, "Cut every sample after N tokens; 0: no cut")->check(CLI::NonNegativeNumber);
+}
+
+Count TaskFlags::count_value() const {
+  return count == "prompt" ? Count::prompt : count == "response" ? Count::response : Count::all;
+}
+
+TaskOptions TaskFlags::task_options(std::int64_t vocabulary) const {
+  TaskOptions options;
+  options.samples = samples;
+  options.shuffle_seed = shuffle;
+  options.max_tokens = max_tokens;
+  options.vocabulary = vocabulary;
+  return options;
+}
+
+std::vector<Task> read_tasks(const std::vector<std::string>& files, const std::filesystem::path& checkpoint,
+                             const TaskOptions& options) {
+  std::optional<Tokenizer> tokenizer;
+  if (std::filesystem::exists(checkpoint / "tokenizer.json")) tokenizer.emplace(Tokenizer::open(checkpoint));
+  std::vector<Task> tasks;
+  for (const auto& file : files) tasks.push_back(read_task(file, tokenizer ? &*tokenizer : nullptr, options));
+  return tasks;
+}
+
+void RunFlags::add(CLI::App& command) {
+  command.add_option("--dtype", dtype, "What activations are rounded to: fp32 or bf16")
+      ->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
+  command.add_option("--device", device, "cpu or cuda:0")->capture_default_str();
+  command.add_option("--threads", threads, "Worker threads; 0: all cores")->check(CLI::NonNegativeNumber);
+  command.add_option("--max-memory", max_memory, "Memory the process may use, for example 8GiB; default: what is available");
+}
+
+void RunFlags::apply(RunOptions& options, const Session& session, const std::string& label) const {
+  options.precision = dtype;
+  options.device = device;
+  options.threads = threads;
+  options.max_memory = max_memory.empty() ? 0 : parse_bytes(max_memory);
+  options.stop = &stop_requested;
+  const auto line = std::make_shared<Progress>(label, "token-layers", session.quiet);
+  options.progress = [line](std::int64_t done, std::int64_t total) {
+    line->update(static_cast<double>(done), static_cast<double>(total));
+  };
+}
+
+void ScoreFlags::add(CLI::App& command) {
+  std::string names;
+  for (const ScoringMethod* known : scoring_methods()) names += (names.empty() ? "" : ", ") + std::string(known->name);
+  command.add_option("--method", method, "Scoring method: " + names)->required();
+  command.add_option("--variant", variant, "executed: the routing that really ran; official: the published code")
+      ->check(CLI::IsMember({"executed", "official"}))->capture_default_str();
+  command.add_option("--seed", seed, "Of the random method")->capture_default_str();
+  command.add_option("--task", tasks, "Score these tasks alone, NAME or NAME=WEIGHT; default: all with weight 1");
+}
+
+ScoreOptions ScoreFlags::options() const {
+  ScoreOptions out;
+  out.variant = variant_from_name(variant);
+  out.seed = seed;
+  return out;
+}
+
+std::vector<std::pair<std::string, double>> ScoreFlags::weights() const {
+  std::vector<std::pair<std::string, double>> out;
+  for (const auto& task : tasks) {
+    const auto equals = task.rfind('=');
+    if (equals == std::string::npos) {
+      out.emplace_back(task, 1.0);
+      continue;
+    }
+    const std::string number = task.substr(equals + 1);
+    std::size_t used = 0;
+    double weight = 0;
+    try {
+      weight = std::stod(number, &used);
+    } catch (const std::exception&) {
+      used = 0;
+    }
+    if (used == 0 || used != number.size()) {
+      throw UsageError(fmt::format("--task {}: \"{}\" is not a number; expected NAME or NAME=WEIGHT", task, number));
+    }
+    out.emplace_back(task.substr(0, equals), weight);
+  }
+  return out;
+}
+
+std::string human_bytes(std::uint64_t bytes) {
+  auto value = static_cast<double>(bytes);
+  for (const char* unit : {"B", "KiB", "MiB", "GiB"}) {
+    if (value < 1024) return fmt::format("{:.{}f} {}", value, *unit != 'B' && value < 100 ? 2 : 0, unit);
+    value /= 1024;
+  }
+  return fmt::format("{:.2f} TiB", value);
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,75 @@
+// moetrim inspect: what a checkpoint is.
+
+#include <fmt/format.h>
+
+#include "cli/command.h"
+#include "moetrim/family.h"
+
+namespace moetrim::cli {
+
+namespace {
+
+/// Bytes by what they are for.
+struct Parts {
+  std::uint64_t experts = 0, routers = 0, attention = 0, embeddings = 0, rest = 0;
+};
+
+Parts count_parts(const Model& model) {
+  Parts parts;
+  const auto& tensors = model.checkpoint->tensors();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const TensorRule* rule = model.places[i].rule;
+    const Role role = rule == nullptr ? Role::count_ : rule->role;
+    if (role == Role::embedding || role == Role::head) parts.embeddings += tensors[i].size;
+    else if (role >= Role::query && role <= Role::key_norm) parts.attention += tensors[i].size;
+    else if (role == Role::router) parts.routers += tensors[i].size;
+    else if (role >= Role::expert_gate && role < Role::count_) parts.experts += tensors[i].size;
+    else parts.rest += tensors[i].size;
+  }
+  return parts;
+}
+
+void inspect(const Session& session, const std::string& folder) {
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const Model model = describe(checkpoint);
+  const Parts parts = count_parts(model);
+  const auto moe_layers = model.moe_layers();
+  const bool fused = model.layer[static_cast<std::size_t>(moe_layers.empty() ? 0 : moe_layers[0])].fused();
+  const nlohmann::ordered_json json{
+      {"family", model.family->name},
+      {"layers", model.layers},
+      {"moe_layers", moe_layers.size()},
+      {"experts", model.experts},
+      {"experts_per_token", model.experts_per_token},
+      {"expert_width", model.expert_width},
+      {"hidden", model.hidden},
+      {"vocabulary", model.vocabulary},
+      {"layout", fused ? "fused" : "per-expert"},
+      {"gates_sum_to_one", model.normalise_gates},
+      {"total_bytes", checkpoint.total_bytes()},
+      {"bytes", {{"experts", parts.experts}, {"routers", parts.routers}, {"attention", parts.attention},
+                 {"embeddings", parts.embeddings}, {"rest", parts.rest}}},
+      {"files", checkpoint.files().size()},
+      {"fingerprint", checkpoint.fingerprint()}};
+  const std::uint64_t one = moe_layers.empty() ? 0 : parts.experts / static_cast<std::uint64_t>(model.experts);
+  session.print(json, fmt::format(
+      "family      {}\nlayers      {} ({} MoE)\nexperts     {} of width {}, {} per token, {} layout\nhidden      {}, vocabulary {}\n"
+      "size        {} in {} file(s)\n  experts     {}\n  attention   {}\n  embeddings  {}\n  routers     {}\n  rest        {}\n"
+      "an expert in every layer less saves {}; keep at least {}\n",
+      model.family->name, model.layers, moe_layers.size(), model.experts, model.expert_width, model.experts_per_token,
+      fused ? "fused" : "per-expert", model.hidden, model.vocabulary, human_bytes(checkpoint.total_bytes()),
+      checkpoint.files().size(), human_bytes(parts.experts), human_bytes(parts.attention), human_bytes(parts.embeddings),
+      human_bytes(parts.routers), human_bytes(parts.rest), human_bytes(one), model.experts_per_token));
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Session& session) {
+  CLI::App* command = add_command(app, session, "inspect", "Say what a checkpoint is: family, layers, experts, bytes",
+                                  "moetrim inspect demo/model");
+  auto folder = std::make_shared<std::string>();
+  command->add_option("checkpoint", *folder, "Checkpoint folder")->required();
+  command->callback([&session, folder] { session.run = [&session, folder] { inspect(session, *folder); }; });
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,66 @@
+// moetrim plan: statistics and a budget to a plan.
+
+#include <fmt/format.h>
+
+#include "cli/command.h"
+#include "cli/stages.h"
+#include "moetrim/plan.h"
+
+namespace moetrim::cli {
+
+void PlanFlags::add(CLI::App& command) {
+  score.add(command);
+  command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)")->required();
+  command.add_option("--protect", protect, "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
+      ->allow_extra_args(false);
+}
+
+Plan PlanFlags::make(const Statistics& statistics) const {
+  const ScoreOptions options = score.options();
+  const Scores scores = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
+  const PlanRequest request{.keep = KeepBudget::parse(keep), .protect = protect};
+  return make_plan(statistics, scores, request, options.variant);
+}
+
+namespace {
+
+std::string describe_plan(const Plan& plan) {
+  int unseen = 0;
+  int unseen_kept = 0;
+  for (const PlanLayer& layer : plan.layers) {
+    unseen += layer.unseen;
+    unseen_kept += layer.unseen_kept;
+  }
+  std::string text = fmt::format("keeps {} of {} experts in each of {} layers by {}\n", plan.keep, plan.experts,
+                                 plan.layers.size(), plan.method);
+  if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
+  if (unseen > 0) {
+    text += fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "
+                        "experts, would settle it\n", unseen, unseen_kept);
+  }
+  return text;
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Session& session) {
+  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay",
+                                  "moetrim plan arithmetic.stats --method easy-ep --keep 0.5 -o plan.json");
+  struct Flags : PlanFlags {
+    std::string statistics, output;
+  };
+  auto flags = std::make_shared<Flags>();
+  command->add_option("statistics", flags->statistics, "Folder that calibrate wrote")->required();
+  flags->add(*command);
+  command->add_option("-o,--output", flags->output, "File for the plan")->required();
+  command->callback([&session, flags] {
+    session.run = [&session, flags] {
+      find_scoring_method(flags->score.method);  // a misspelt name before a large folder is read
+      const Plan plan = flags->make(Statistics::read(flags->statistics));
+      write_plan(flags->output, plan);
+      session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
+    };
+  });
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,135 @@
+// Recipes: a whole run as a JSON file whose fields are the command line's options.
+
+#include "cli/recipe.h"
+
+#include <fmt/format.h>
+
+#include "moetrim/json_fields.h"
+
+namespace moetrim::cli {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::int64_t kMany = std::int64_t{1} << 40;
+
+/// Reads the fields of one part; paths become relative to the working directory.
+class Part {
+ public:
+  Part(const nlohmann::ordered_json& json, const fs::path& file, const std::string& where)
+      : fields_(json, file, where), folder_(file.parent_path()) {}
+
+  JsonFields& fields() { return fields_; }
+  fs::path path(const char* name) { return resolve(fields_.text(name)); }
+  fs::path resolve(const std::string& text) const { return (folder_ / text).lexically_normal(); }
+
+  void text(const char* name, std::string& out) {
+    if (fields_.has(name)) out = fields_.text(name);
+  }
+  void choice(const char* name, std::initializer_list<std::string_view> allowed, std::string& out) {
+    if (fields_.has(name)) out = fields_.choice(name, allowed);
+  }
+  template <class Integer>
+  void integer(const char* name, std::int64_t least, Integer& out) {
+    if (fields_.has(name)) out = static_cast<Integer>(fields_.integer(name, least, sizeof(Integer) == 4 ? 1 << 30 : kMany));
+  }
+  void flag(const char* name, bool& out) {
+    if (fields_.has(name)) out = fields_.flag(name);
+  }
+  std::vector<std::string> texts(const char* name, bool required) {
+    std::vector<std::string> out;
+    if (!required && !fields_.has(name)) return out;
+    for (const auto& item : fields_.array(name)) {
+      if (!item.is_string()) fields_.fail(name, "expected a list of strings");
+      out.push_back(item.get<std::string>());
+    }
+    if (required && out.empty()) fields_.fail(name, "must not be empty");
+    return out;
+  }
+
+  void tasks(TaskFlags& out) {
+    for (const auto& file : texts("task", true)) out.files.push_back(resolve(file).string());
+    choice("count", {"all", "prompt", "response"}, out.count);
+    integer("samples", 0, out.samples);
+    if (fields_.has("shuffle")) out.shuffle = static_cast<std::uint64_t>(fields_.integer("shuffle", 0, kMany));
+    integer("max-tokens", 0, out.max_tokens);
+  }
+  void run(RunFlags& out) {
+    choice("dtype", {"fp32", "bf16"}, out.dtype);
+    text("device", out.device);
+    integer("threads", 0, out.threads);
+    text("max-memory", out.max_memory);
+  }
+
+ private:
+  JsonFields fields_;
+  fs::path folder_;
+};
+
+void read_calibrate(Part& part, CalibrateFlags& out) {
+  part.tasks(out.task);
+  part.run(out.run);
+  part.integer("tcess-top-k", 1, out.tcess_top_k);
+  if (part.fields().has("tcess-threshold")) out.tcess_threshold = part.fields().number("tcess-threshold", -1, 1);
+  part.integer("trace", 0, out.trace);
+  part.fields().finish();
+}
+
+/// A number of experts, a ratio, or a share such as "50%", as on the command line.
+std::string read_keep(JsonFields& fields) {
+  const auto& value = fields.at("keep");
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_number()) fields.fail("keep", "expected a number of experts, a ratio, or a share such as \"50%\"");
+  return value.dump();
+}
+
+void read_plan_part(Part& part, PlanFlags& out) {
+  out.score.method = part.fields().text("method");
+  find_scoring_method(out.score.method);
+  part.choice("variant", {"executed", "official"}, out.score.variant);
+  part.integer("seed", 0, out.score.seed);
+  out.score.tasks = part.texts("task", false);
+  out.keep = read_keep(part.fields());
+  KeepBudget::parse(out.keep);
+  out.protect = part.texts("protect", false);
+  part.fields().finish();
+}
+
+void read_evaluate(Part& part, EvaluateFlags& out) {
+  part.tasks(out.task);
+  part.run(out.run);
+  part.flag("exact-match", out.exact_match);
+  part.integer("max-new-tokens", 1, out.max_new_tokens);
+  part.integer("batch", 1, out.batch);
+  part.fields().finish();
+}
+
+}  // namespace
+
+Recipe Recipe::read(const fs::path& file) {
+  const auto json = read_json_file(file, /*comments=*/true);
+  Part root(json, file, "");
+  Recipe recipe;
+  if (root.fields().has("$schema")) root.fields().text("$schema");
+  recipe.checkpoint = root.path("checkpoint");
+  recipe.output = root.path("output");
+  Part calibrate(root.fields().object("calibrate"), file, "calibrate");
+  read_calibrate(calibrate, recipe.calibrate);
+  Part plan(root.fields().object("plan"), file, "plan");
+  read_plan_part(plan, recipe.plan);
+  if (root.fields().has("rewrite")) {
+    Part rewrite(root.fields().object("rewrite"), file, "rewrite");
+    rewrite.text("shard-size", recipe.shard_size);
+    rewrite.fields().finish();
+  }
+  if (root.fields().has("evaluate")) {
+    Part evaluate(root.fields().object("evaluate"), file, "evaluate");
+    read_evaluate(evaluate, recipe.evaluate);
+    recipe.evaluates = true;
+  }
+  root.fields().finish();
+  return recipe;
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,204 @@
+// moetrim run: a recipe from checkpoint to report, skipping what is already done and unchanged.
+
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "cli/command.h"
+#include "cli/progress.h"
+#include "cli/recipe.h"
+#include "moetrim/error.h"
+#include "moetrim/export.h"
+
+namespace moetrim::cli {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// One recipe's run. Every step compares what it would do with what lies in the run folder.
+class Run {
+ public:
+  Run(const Session& session, Recipe recipe)
+      : session_(session), recipe_(std::move(recipe)), checkpoint_(Checkpoint::open(recipe_.checkpoint)),
+        model_(describe(checkpoint_)) {
+    check_first();
+  }
+
+  void execute() {
+    fs::create_directories(recipe_.output);
+    calibrate_step();
+    plan_step();
+    rewrite_step();
+    nlohmann::ordered_json json{{"output", recipe_.output.string()},
+                                {"checkpoint", pruned_folder().string()},
+                                {"experts", {{"before", plan_.experts}, {"after", plan_.keep}}},
+                                {"bytes", {{"before", checkpoint_.total_bytes()}, {"after", pruned_bytes_}}}};
+    if (recipe_.evaluates) json["evaluation"] = evaluate_step();
+    write_file_atomically(recipe_.output / "result.json", json.dump(2) + "\n");
+    session_.print(json, table(json));
+  }
+
+ private:
+  fs::path statistics_folder() const { return recipe_.output / "calibration.stats"; }
+  fs::path pruned_folder() const { return recipe_.output / "checkpoint"; }
+
+  /// What would fail after hours fails now: a keep below top-k, task files, a tokenizer.
+  void check_first() {
+    const int keep = KeepBudget::parse(recipe_.plan.keep).of(static_cast<int>(model_.experts));
+    if (keep < model_.experts_per_token || keep > model_.experts) {
+      throw InvalidInput(fmt::format("plan.keep gives {} of {} experts, but every token is routed to {}; keep from {} to {}", keep,
+                                     model_.experts, model_.experts_per_token, model_.experts_per_token, model_.experts));
+    }
+    tasks_ = read_tasks(recipe_.calibrate.task.files, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
+    if (!recipe_.evaluates) return;
+    tests_ = read_tasks(recipe_.evaluate.task.files, recipe_.checkpoint, recipe_.evaluate.task.task_options(model_.vocabulary));
+    if (recipe_.evaluate.exact_match) prompts_ = recipe_.evaluate.prompts(recipe_.checkpoint, model_.vocabulary);
+  }
+
+  void calibrate_step() {
+    const CalibrateOptions options = recipe_.calibrate.options(session_);
+    const auto wanted = manifest_to_json(calibration_manifest(model_, tasks_, options));
+    const fs::path manifest = statistics_folder() / "manifest.json";
+    if (fs::exists(manifest) && read_json_file(manifest) == wanted) {
+      session_.note("calibrate: unchanged, skipped");
+    } else {
+      fs::remove_all(statistics_folder());
+      calibrate(model_, tasks_, options, statistics_folder());
+    }
+    statistics_ = Statistics::read(statistics_folder());
+  }
+
+  void plan_step() {
+    const auto make = [&](const PlanFlags& flags, const char* scores_file, const char* plan_file) {
+      const Scores scores = moetrim::score(statistics_, find_scoring_method(flags.score.method), flags.score.options(),
+                                           flags.score.weights());
+      write_scores(recipe_.output / scores_file, scores);
+      Plan plan = flags.make(statistics_);
+      write_plan(recipe_.output / plan_file, plan);
+      return plan;
+    };
+    plan_ = make(recipe_.plan, "scores.safetensors", "plan.json");
+    PlanFlags random = recipe_.plan;
+    random.score.method = "random";
+    random.score.variant = "executed";
+    random.protect.clear();
+    random_ = make(random, "scores-random.safetensors", "plan-random.json");
+  }
+
+  void rewrite_step() {
+    const ExportRequest request = prepare_export(model_, plan_, kVersion);
+    for (const auto& tensor : request.tensors) pruned_bytes_ += tensor.spec.bytes();
+    for (const auto& warning : request.warnings) session_.note("note: " + warning);
+    const fs::path record = pruned_folder() / "moetrim.json";
+    if (fs::exists(record) && read_json_file(record) == request.record) {
+      session_.note("rewrite: unchanged, skipped");
+      return;
+    }
+    Progress line("rewrite", "B", session_.quiet);
+    const ExportOptions options{.shard_bytes = parse_bytes(recipe_.shard_size), .overwrite = true};
+    export_checkpoint(checkpoint_, request, pruned_folder(), options, [&](const ExportProgress& p) {
+      line.update(static_cast<double>(p.done_bytes), static_cast<double>(p.total_bytes));
+      stop_if_requested();
+    });
+  }
+
+  /// Everything that the evaluation's figures depend on.
+  nlohmann::ordered_json evaluation_key() const {
+    nlohmann::ordered_json key{{"fingerprint", checkpoint_.fingerprint()},
+                               {"plan", plan_to_json(plan_)},
+                               {"random", plan_to_json(random_)},
+                               {"count", recipe_.evaluate.task.count},
+                               {"dtype", recipe_.evaluate.run.dtype},
+                               {"max_tokens", recipe_.evaluate.task.max_tokens},
+                               {"exact_match", recipe_.evaluate.exact_match},
+                               {"max_new_tokens", recipe_.evaluate.max_new_tokens},
+                               {"version", kVersion}};
+    for (const Task& task : tests_) key["tasks"].push_back({{"task", task.name}, {"digest", task.digest}});
+    return key;
+  }
+
+  nlohmann::ordered_json evaluate_step() {
+    const fs::path file = recipe_.output / "evaluation.json";
+    const auto key = evaluation_key();
+    if (fs::exists(file)) {
+      const auto found = read_json_file(file);
+      if (found.contains("key") && found.at("key") == key) {
+        session_.note("evaluate: unchanged, skipped");
+        return found.at("tasks");
+      }
+    }
+    RunOptions options;
+    recipe_.evaluate.run.apply(options, session_, "evaluate");
+    const auto losses =
+        moetrim::evaluate(model_, tests_, recipe_.evaluate.task.count_value(), options, {plan_, random_}, nullptr);
+    nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+    for (const EvaluateTask& task : losses) {
+      rows.push_back({{"task", task.name},
+                      {"before", loss_json(task.model, false)},
+                      {"after", loss_json(task.plans[0], true)},
+                      {"random", loss_json(task.plans[1], true)}});
+    }
+    if (recipe_.evaluate.exact_match) add_exact_match(rows);
+    write_file_atomically(file, nlohmann::ordered_json{{"key", key}, {"tasks", rows}}.dump(2) + "\n");
+    return rows;
+  }
+
+  /// "after" is the written checkpoint itself, not the plan applied as a mask.
+  void add_exact_match(nlohmann::ordered_json& rows) const {
+    const Tokenizer tokenizer = Tokenizer::open(recipe_.checkpoint);
+    const Checkpoint pruned_checkpoint = Checkpoint::open(pruned_folder());
+    const Model pruned = describe(pruned_checkpoint);
+    const auto measure = [&](const char* column, const Model& model, const Plan* plan) {
+      GenerateOptions options = recipe_.evaluate.generate_options(session_, checkpoint_);
+      options.plan = plan;
+      for (std::size_t t = 0; t < prompts_.size(); ++t) {
+        const ExactMatch match = exact_match(model, tokenizer, prompts_[t], options);
+        rows[t][column]["exact_match"] = static_cast<double>(match.correct) / static_cast<double>(match.samples);
+      }
+    };
+    measure("before", model_, nullptr);
+    measure("after", pruned, nullptr);
+    measure("random", model_, &random_);
+  }
+
+  std::string table(const nlohmann::ordered_json& json) const {
+    std::string text = fmt::format("\n{} of {} experts in each of {} layers by {}; {} of {} in {}\n", plan_.keep, plan_.experts,
+                                   plan_.layers.size(), plan_.method, human_bytes(pruned_bytes_),
+                                   human_bytes(checkpoint_.total_bytes()), pruned_folder().string());
+    if (!json.contains("evaluation")) return text;
+    text += fmt::format("\n{:<20} {:>28} {:>28} {:>28}\n", "task", "before", "after", "random plan");
+    for (const auto& row : json.at("evaluation")) {
+      text += fmt::format("{:<20}", row.at("task").get<std::string>());
+      for (const char* column : {"before", "after", "random"}) {
+        const auto& cell = row.at(column);
+        std::string entry = fmt::format("loss {:.4f}", cell.at("loss").get<double>());
+        if (cell.contains("exact_match")) entry += fmt::format(", exact {:5.1f}%", 100 * cell.at("exact_match").get<double>());
+        text += fmt::format(" {:>28}", entry);
+      }
+      text += "\n";
+    }
+    return text;
+  }
+
+  const Session& session_;
+  const Recipe recipe_;
+  const Checkpoint checkpoint_;
+  const Model model_;
+  std::vector<Task> tasks_, tests_, prompts_;
+  Statistics statistics_;
+  Plan plan_, random_;
+  std::uint64_t pruned_bytes_ = 0;
+};
+
+}  // namespace
+
+void add_run(CLI::App& app, Session& session) {
+  CLI::App* command = add_command(app, session, "run", "Do everything that a recipe says, skipping what is done",
+                                  "moetrim run recipes/demo.json");
+  auto file = std::make_shared<std::string>();
+  command->add_option("recipe", *file, "Recipe, JSON with // comments allowed")->required();
+  command->callback([&session, file] { session.run = [&session, file] { Run(session, Recipe::read(*file)).execute(); }; });
+}
+
+}  // namespace moetrim::cli

@@ -1,0 +1,54 @@
+// The options of the stages that both a sub-command and a recipe can run.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/command.h"
+#include "moetrim/calibrate.h"
+#include "moetrim/evaluate.h"
+#include "moetrim/plan.h"
+
+namespace moetrim::cli {
+
+struct CalibrateFlags {
+  TaskFlags task;
+  RunFlags run;
+  std::string statistics = "default";
+  int tcess_top_k = 1;
+  std::optional<double> tcess_threshold;
+  std::int64_t trace = 0;
+
+  void add(CLI::App& command);
+  CalibrateOptions options(const Session& session) const;
+};
+
+struct PlanFlags {
+  ScoreFlags score;
+  std::string keep;
+  std::vector<std::string> protect;
+
+  void add(CLI::App& command);
+  Plan make(const Statistics& statistics) const;
+};
+
+struct EvaluateFlags {
+  TaskFlags task;
+  RunFlags run;
+  bool exact_match = false;
+  std::int64_t max_new_tokens = 256;
+  std::int64_t batch = 32;
+
+  void add(CLI::App& command);
+  GenerateOptions generate_options(const Session& session, const Checkpoint& checkpoint) const;
+  /// The tasks again, cut where the model would start to answer.
+  std::vector<Task> prompts(const std::filesystem::path& checkpoint, std::int64_t vocabulary) const;
+};
+
+/// Adds the tasks' sums up.
+LossSums total(const std::vector<LossSums>& parts);
+/// {"tokens", "loss", "perplexity"}, and {"kl", "top1_agreement"} where there is a reference.
+nlohmann::ordered_json loss_json(const LossSums& sums, bool with_reference);
+
+}  // namespace moetrim::cli

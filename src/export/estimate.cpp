@@ -1,0 +1,69 @@
+// What an export would take, without doing it.
+
+#include <functional>
+#include <numeric>
+
+#include "export/disk_need.h"
+#include "export/read_ahead.h"
+#include "export/staging.h"
+#include "moetrim/export.h"
+
+namespace moetrim {
+
+namespace export_detail {
+
+std::string json_text(const nlohmann::ordered_json& json) { return json.dump(2) + "\n"; }
+
+std::uint64_t disk_need(std::span<const Shard> shards, std::span<const SideFile> side_files, const ExportRequest& request) {
+  constexpr std::uint64_t kDiskBlock = 4096;
+  constexpr std::uint64_t kIndexPerTensor = 64;
+  std::uint64_t bytes = request.card.size() + json_text(request.record).size() + json_text(request.config).size() + 8 * kDiskBlock;
+  for (const Shard& shard : shards) bytes += file_bytes(shard);
+  for (const SideFile& file : side_files) bytes += file.bytes + kDiskBlock;
+  if (request.tensors.size() > 1) {
+    for (const OutputTensor& tensor : request.tensors) bytes += tensor.spec.name.size() + kIndexPerTensor;
+  }
+  return bytes;
+}
+
+}  // namespace export_detail
+
+namespace {
+
+std::uint64_t elements(const TensorSpec& spec) {
+  return std::accumulate(spec.shape.begin(), spec.shape.end(), std::uint64_t{1},
+                         [](std::uint64_t product, std::int64_t n) { return product * static_cast<std::uint64_t>(n); });
+}
+
+/// Buffers of the copy and the lists of tensors and pieces.
+std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request) {
+  constexpr std::uint64_t kPerTensor = 512;  // name, shape, spec, its place in a shard and in the index
+  std::uint64_t bytes = export_detail::kBlocks * export_detail::kBlockBytes;
+  bytes += kPerTensor * (source.tensors().size() + 2 * request.tensors.size());
+  for (const OutputTensor& tensor : request.tensors) bytes += 2 * tensor.pieces.size() * sizeof(Piece);
+  return bytes;
+}
+
+}  // namespace
+
+ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& request,
+                                const std::filesystem::path& target, const ExportOptions& options) {
+  const auto path = export_detail::resolve_target(target, source.folder(), options.overwrite);
+  const auto shards = export_detail::assign_shards(request.tensors, options.shard_bytes);
+  const auto side_files = export_detail::find_side_files(source.folder());
+  ExportEstimate out;
+  out.before_bytes = source.total_bytes();
+  out.after_bytes = export_detail::tensor_bytes(shards);
+  for (const Tensor& tensor : source.tensors()) out.before_parameters += elements(tensor);
+  for (const OutputTensor& tensor : request.tensors) out.after_parameters += elements(tensor.spec);
+  out.before_tensors = source.tensors().size();
+  out.after_tensors = request.tensors.size();
+  out.shards = shards.size();
+  out.disk_bytes = export_detail::disk_need(shards, side_files, request);
+  out.free_disk_bytes = export_detail::free_disk_bytes(path);
+  out.peak_memory_bytes = peak_memory(source, request);
+  for (const auto& file : side_files) out.copied_files.push_back(file.name);
+  return out;
+}
+
+}  // namespace moetrim

@@ -1,0 +1,157 @@
+// The model card: what was removed, why, how to load the result, and what to expect of it.
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "export/base_model.h"
+#include "moetrim/export.h"
+
+namespace moetrim {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Size {
+  std::uint64_t bytes = 0;
+  std::uint64_t parameters = 0;
+
+  void add(const TensorSpec& spec) {
+    std::uint64_t count = 1;
+    for (const auto length : spec.shape) count *= static_cast<std::uint64_t>(length);
+    bytes += spec.bytes();
+    parameters += count;
+  }
+};
+
+std::string short_count(std::uint64_t count) {
+  const auto value = static_cast<double>(count);
+  if (count >= 1'000'000'000) return fmt::format("{:.2f} B", value / 1e9);
+  if (count >= 1'000'000) return fmt::format("{:.2f} M", value / 1e6);
+  return std::to_string(count);
+}
+
+std::string short_bytes(std::uint64_t bytes) {
+  const auto value = static_cast<double>(bytes);
+  if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", value / 1e9);
+  if (bytes >= 1'000'000) return fmt::format("{:.2f} MB", value / 1e6);
+  return fmt::format("{} bytes", bytes);
+}
+
+/// Foreign text on one line, without characters that Markdown or a table would act on.
+std::string plain(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 200)) {
+    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
+    const bool active = control || std::string_view("|`<>[]*\\#").find(c) != std::string_view::npos;
+    out += active ? ' ' : c;
+  }
+  return out;
+}
+
+std::string front_matter(const Model& model) {
+  std::string out = "---\n";
+  out += fmt::format("base_model: {}\n", export_detail::base_model(*model.checkpoint));
+  out += export_detail::licence_lines(*model.checkpoint);
+  return out + "library_name: transformers\npipeline_tag: text-generation\ntags:\n- moe\n- pruned\n- moetrim\n---\n\n";
+}
+
+std::string size_table(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors) {
+  Size before, after;
+  for (const Tensor& tensor : model.checkpoint->tensors()) before.add(tensor);
+  for (const OutputTensor& tensor : tensors) after.add(tensor.spec);
+  const double share = 100.0 * static_cast<double>(after.bytes) / static_cast<double>(std::max<std::uint64_t>(before.bytes, 1));
+  std::string out = "| | before | after |\n|---|---:|---:|\n";
+  out += fmt::format("| experts per MoE layer | {} | {} |\n", plan.experts, plan.keep);
+  out += fmt::format("| experts per token | {0} | {0} |\n", model.experts_per_token);
+  out += fmt::format("| MoE layers | {0} of {1} | {0} of {1} |\n", plan.layers.size(), model.layers);
+  out += fmt::format("| parameters | {} | {} |\n", short_count(before.parameters), short_count(after.parameters));
+  out += fmt::format("| tensor bytes | {} | {} ({:.1f} %) |\n\n", short_bytes(before.bytes), short_bytes(after.bytes), share);
+  return out;
+}
+
+/// One entry of plan.source.tasks, which is for the reader and may be a name or an object.
+std::string task_line(const Json& task) {
+  if (task.is_string()) return fmt::format("- {}\n", plain(task.get<std::string>()));
+  if (!task.is_object()) return "";
+  const auto name = task.find("name");
+  std::string out = fmt::format("- {}", name != task.end() && name->is_string() ? plain(name->get<std::string>()) : "task");
+  constexpr std::pair<const char*, const char*> kFacts[] = {
+      {"demonstrations", "demonstrations"}, {"tokens", "tokens"}, {"counted_tokens", "counted tokens"}, {"weight", "weight"}};
+  for (const auto& [key, label] : kFacts) {
+    const auto fact = task.find(key);
+    if (fact != task.end() && fact->is_number()) out += fmt::format(", {}: {}", label, fact->dump());
+  }
+  return out + "\n";
+}
+
+std::string experts_chosen(const Plan& plan) {
+  std::string out = fmt::format("Method: {} ({} routing).", plain(plan.method), plain(plan.variant));
+  const auto tasks = plan.source.find("tasks");
+  if (tasks != plan.source.end() && tasks->is_array() && !tasks->empty()) {
+    out += " Experts were measured on these tasks:\n\n";
+    for (const auto& task : *tasks) out += task_line(task);
+    out += "\n";
+  } else {
+    out += "\n\n";
+  }
+  int unseen = 0, unseen_kept = 0;
+  for (const PlanLayer& layer : plan.layers) {
+    unseen += layer.unseen;
+    unseen_kept += layer.unseen_kept;
+  }
+  out += fmt::format("{} of {} experts were reached by no measured token; {} of them are kept all the same.\n\n", unseen,
+                     static_cast<std::size_t>(plan.experts) * plan.layers.size(), unseen_kept);
+  if (plan.protect.empty()) return out + "No experts were protected.\n\n";
+  std::map<std::string, int> reasons;
+  for (const ProtectedExpert& expert : plan.protect) ++reasons[expert.why];
+  std::vector<std::string> parts;
+  for (const auto& [why, count] : reasons) parts.push_back(fmt::format("{} ({})", count, plain(why)));
+  return out + fmt::format("Protected experts: {}.\n\n", fmt::join(parts, ", "));
+}
+
+constexpr std::string_view kLoading = R"(## Loading
+
+The folder is an ordinary checkpoint; nothing has to be patched. FOLDER is where it lies.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+```sh
+vllm serve FOLDER
+```
+
+)";
+
+std::string limits(std::span<const std::string> warnings) {
+  std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
+                    "it before use.\n- The weights that remain are unchanged: nothing was trained or quantised after removal.\n";
+  for (const auto& warning : warnings) out += fmt::format("- {}\n", warning);
+  return out;
+}
+
+}  // namespace
+
+std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
+                       std::span<const std::string> warnings, std::string_view tool_version) {
+  const std::string base = export_detail::base_model(*model.checkpoint);
+  std::string out = front_matter(model);
+  out += fmt::format("# {} with {} of {} experts\n\n", base, plan.keep, plan.experts);
+  out += fmt::format("Made from {} by moetrim {}: {} of {} experts of every MoE layer were removed, and the router's rows "
+                     "with them. `moetrim.json` lists the kept experts.\n\n", base, tool_version, plan.experts - plan.keep,
+                     plan.experts);
+  out += size_table(model, plan, tensors);
+  out += "## How the experts were chosen\n\n" + experts_chosen(plan);
+  out += kLoading;
+  return out + limits(warnings);
+}
+
+}  // namespace moetrim

@@ -1,0 +1,122 @@
+// The hidden folder beside the target in which a checkpoint is built.
+
+#include "export/staging.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+
+namespace moetrim::export_detail {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void fail(const fs::path& path, std::string_view doing, int code) {
+  throw Error(fmt::format("{}: {} failed: {}", path.string(), doing, std::generic_category().message(code)));
+}
+
+void flush_folder(const fs::path& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) fail(folder, "opening the folder", errno);
+  const int code = ::fsync(descriptor) == 0 ? 0 : errno;
+  ::close(descriptor);
+  // Some network file systems cannot flush a folder, and keep it safe by themselves.
+  if (code != 0 && code != EINVAL && code != ENOTSUP) fail(folder, "flushing the folder to disk", code);
+}
+
+/// Swaps the two names in one step, so that there is a whole checkpoint under the target's name at any moment.
+void exchange(const fs::path& staged, const fs::path& target) {
+  if (::renameat2(AT_FDCWD, staged.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) return;
+  if (errno != EINVAL && errno != ENOSYS) fail(target, "replacing the folder", errno);
+  throw Error(fmt::format("{}: this file system cannot replace a folder in one step; remove the folder and run the same "
+                          "command again, the work so far is kept", target.string()));
+}
+
+}  // namespace
+
+fs::path resolve_target(const fs::path& target, const fs::path& source, bool overwrite) {
+  if (target.empty()) throw UsageError("the output folder has no name");
+  fs::path path = fs::weakly_canonical(fs::absolute(target));
+  if (!path.has_filename()) path = path.parent_path();  // "out/"
+  if (!path.has_filename()) throw UsageError(fmt::format("{} cannot be an output folder", target.string()));
+  const fs::file_status status = fs::symlink_status(path);
+  if (!fs::exists(status)) return path;
+  if (!fs::is_directory(status)) throw UsageError(fmt::format("output {} exists and is not a folder", path.string()));
+  if (fs::is_empty(path)) return path;
+  if (!overwrite) {
+    throw UsageError(fmt::format("output folder {} is not empty; name another, or remove it first", path.string()));
+  }
+  std::error_code ignored;
+  if (fs::equivalent(path, source, ignored)) throw UsageError(fmt::format("output {} is the source itself", path.string()));
+  if (!fs::is_regular_file(path / "moetrim.json")) {
+    throw UsageError(fmt::format("output folder {} has no moetrim.json, so moetrim did not write it and does not replace it; "
+                                 "name another, or remove it first", path.string()));
+  }
+  return path;
+}
+
+std::uint64_t free_disk_bytes(const fs::path& target) {
+  fs::path folder = fs::absolute(target);
+  std::error_code ignored;
+  while (!fs::is_directory(folder, ignored) && folder.has_relative_path()) folder = folder.parent_path();
+  struct statvfs status {};
+  if (::statvfs(folder.c_str(), &status) != 0) return std::numeric_limits<std::uint64_t>::max();
+  return std::uint64_t{status.f_bavail} * status.f_frsize;
+}
+
+Staging::Staging(fs::path target) : target_(std::move(target)) {
+  folder_ = target_.parent_path() / fmt::format(".{}.moetrim-partial", target_.filename().string());
+  fs::create_directories(target_.parent_path());
+  const fs::file_status status = fs::symlink_status(folder_);
+  if (fs::exists(status) && !fs::is_directory(status)) {
+    throw Error(fmt::format("{}: is needed as working folder, but exists and is not a folder; remove it", folder_.string()));
+  }
+  fs::create_directory(folder_);
+  descriptor_ = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (descriptor_ < 0) fail(folder_, "opening the working folder", errno);
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
+  const int code = errno;
+  ::close(std::exchange(descriptor_, -1));
+  if (code != EWOULDBLOCK) fail(folder_, "locking the working folder", code);
+  throw Error(fmt::format("{}: another run is writing this output; wait for it, or name another output", target_.string()));
+}
+
+Staging::~Staging() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void Staging::clear(const std::set<std::string>& keep) {
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (!keep.contains(entry.path().filename().string())) fs::remove_all(entry.path());
+  }
+}
+
+void Staging::publish(bool overwrite) {
+  flush_folder(folder_);
+  if (overwrite && fs::exists(target_) && !fs::is_empty(target_)) {
+    exchange(folder_, target_);
+    fs::remove_all(folder_);
+  } else if (::rename(folder_.c_str(), target_.c_str()) != 0) {  // also replaces an empty folder
+    fail(target_, "renaming the finished folder to this name", errno);
+  }
+  flush_folder(target_.parent_path());
+}
+
+void Staging::discard() {
+  std::error_code ignored;  // called while another error is on its way
+  fs::remove_all(folder_, ignored);
+}
+
+}  // namespace moetrim::export_detail

@@ -1,0 +1,21 @@
+// Tensor name patterns: "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight".
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace moetrim {
+
+/// The numbers found where the pattern has a placeholder, -1 where it has none.
+struct NameNumbers {
+  int layer = -1;
+  int expert = -1;
+};
+
+/// Matches the whole name. Numbers are plain decimals without leading zeros, so that a name has one spelling.
+std::optional<NameNumbers> match_name(std::string_view pattern, std::string_view name);
+/// The name for these numbers.
+std::string expand_name(std::string_view pattern, int layer, int expert);
+
+}  // namespace moetrim

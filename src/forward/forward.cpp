@@ -1,0 +1,283 @@
+// The forward pass, layers outside and tokens inside.
+
+#include "moetrim/forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
+
+#include "forward/attention.h"
+#include "forward/experts.h"
+#include "forward/kernels.h"
+#include "forward/linear.h"
+#include "forward/router.h"
+#include "moetrim/error.h"
+#include "moetrim/machine.h"
+
+namespace moetrim {
+
+namespace {
+
+/// Tokens of a tile of whole sequences: enough rows for a fast product, few enough to stay near the cache.
+constexpr std::int64_t kTileTokens = 512;
+
+at::Device parse_device(const std::string& name) {
+  if (name != "cpu" && !name.starts_with("cuda")) {
+    throw UsageError(fmt::format("unknown device \"{}\"; expected cpu or cuda:0", name));
+  }
+  try {
+    const at::Device device(name);
+    if (device.is_cuda()) at::empty({1}, at::TensorOptions().device(device));
+    return device;
+  } catch (const c10::Error& error) {
+    throw InvalidInput(fmt::format("device {} cannot be used: {}", name, error.what_without_backtrace()));
+  }
+}
+
+/// Consecutive sequences that are worked on together.
+struct Tile {
+  std::int64_t begin = 0, tokens = 0;
+  std::vector<std::int64_t> lengths;
+};
+
+std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
+  std::vector<Tile> tiles;
+  std::vector<int> token_masks;  // [T] when the batch has masks
+  for (const Sequence& sequence : sequences) {
+    if (tiles.empty() || tiles.back().tokens + sequence.length > kTileTokens) {
+      tiles.push_back({.begin = sequence.begin, .tokens = 0, .lengths = {}});
+    }
+    tiles.back().tokens += sequence.length;
+    tiles.back().lengths.push_back(sequence.length);
+  }
+  return tiles;
+}
+
+}  // namespace
+
+struct Forward::State {
+  State(const Model& m, const ForwardOptions& o)
+      : model(m),
+        options(o),
+        device(parse_device(o.device)),
+        numerics(Numerics::choose(o.precision, device)),
+        rotary(m.rope, numerics, device),
+        pool(device.is_cpu() ? (o.threads > 0 ? o.threads : usable_cores()) : 1),
+        scratch(static_cast<std::size_t>(pool.size())),
+        context{model, numerics, device, rotary} {}
+
+  void open_weights();
+  void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
+  const std::vector<bool>* kept_experts(std::int64_t token) const;
+  void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
+  void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
+  void load_head();
+
+  const Model& model;
+  const ForwardOptions options;
+  const at::Device device;
+  const Numerics numerics;
+  RotaryTable rotary;
+  ThreadPool pool;
+  std::vector<TileScratch> scratch;
+  const TileContext context;
+
+  TokenBatch batch;
+  std::vector<Tile> tiles;
+  std::vector<int> token_masks;  // [T] when the batch has masks
+  int layer = 0;
+  at::Tensor hidden;      // [T, H] stored
+  at::Tensor moe_input;   // [T, H] stored
+  at::Tensor routed_sum;  // [T, H] f32
+  std::unique_ptr<WeightStream> stream;
+  at::Tensor final_norm, head;
+};
+
+Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {}
+Forward::~Forward() = default;
+
+int Forward::next_layer() const { return state_->layer; }
+bool Forward::done() const { return state_->layer >= state_->model.layers; }
+const at::Tensor& Forward::hidden() const { return state_->hidden; }
+
+void Forward::State::open_weights() {
+  std::vector<WeightGroup> groups;
+  for (auto l = static_cast<std::size_t>(layer); l < model.layer.size(); ++l) {
+    const LayerTensors& tensors = model.layer[l];
+    groups.push_back(layer_group(tensors));
+    if (!tensors.sparse) continue;
+    for (int e = 0; e < model.experts; ++e) groups.push_back(expert_group(tensors, e));
+  }
+  stream = std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), options.read_ahead_bytes,
+                                          options.drop_page_cache);
+}
+
+void Forward::begin(TokenBatch batch) {
+  State& s = *state_;
+  const c10::InferenceMode no_autograd;
+  const Tensor& table = *s.model.global[static_cast<std::size_t>(Role::embedding)];
+  const std::uint64_t row_bytes = table.size / static_cast<std::uint64_t>(table.shape[0]);
+  const auto count = static_cast<std::int64_t>(batch.ids.size());
+  // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
+  std::vector<std::byte> row(row_bytes);
+  std::map<std::int32_t, at::Tensor> rows;
+  std::vector<at::Tensor> picked;
+  at::Tensor hidden = at::empty({count, s.model.hidden}, at::TensorOptions().dtype(s.numerics.stored()));
+  for (std::int64_t t = 0; t < count; ++t) {
+    const std::int32_t id = batch.ids[static_cast<std::size_t>(t)];
+    if (id < 0 || id >= s.model.vocabulary) {
+      throw InvalidInput(fmt::format("token id {} at position {} is outside the vocabulary of {}", id, t, s.model.vocabulary));
+    }
+    auto& values = rows[id];
+    if (!values.defined()) {
+      s.model.checkpoint->read(table, row_bytes * static_cast<std::uint64_t>(id), row);
+      values = at::from_blob(row.data(), {s.model.hidden}, at::TensorOptions().dtype(scalar_type(table)))
+                   .to(s.numerics.stored(), /*non_blocking=*/false, /*copy=*/true);
+    }
+    hidden[t].copy_(values);
+  }
+  resume(std::move(batch), 0, hidden);
+}
+
+void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden) {
+  State& s = *state_;
+  const c10::InferenceMode no_autograd;
+  s.batch = std::move(batch);
+  s.tiles = cut_tiles(s.batch.sequences);
+  s.layer = layer;
+  s.hidden = hidden.to(s.device, s.numerics.stored());
+  s.token_masks.clear();
+  for (const auto& sequence : s.batch.sequences) {
+    s.rotary.prepare(sequence.length);
+    if (!s.batch.masks.empty()) s.token_masks.insert(s.token_masks.end(), static_cast<std::size_t>(sequence.length), sequence.mask);
+  }
+  s.moe_input = at::empty_like(s.hidden);
+  s.routed_sum = at::empty_like(s.hidden, at::kFloat);
+  s.open_weights();
+}
+
+void Forward::run_layer(RoutedLayer& routed) {
+  State& s = *state_;
+  const c10::InferenceMode no_autograd;
+  const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
+  const WeightBuffer bytes = s.stream->next();
+  const LayerWeights weights = load_layer(tensors, bytes, s.numerics, s.device);
+  prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
+  s.run_attention(tensors, weights, routed);
+  if (tensors.sparse) s.run_moe(tensors, weights, routed);
+  ++s.layer;
+}
+
+void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
+    const Tile& tile = tiles[static_cast<std::size_t>(index)];
+    TileScratch& own = scratch[static_cast<std::size_t>(worker)];
+    at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
+    attend(context, tensors, weights, tile.lengths, rows, own);
+    at::Tensor normed = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, tile.tokens);
+    kernels::norm_rows(numerics, rows, weights.mlp_norm, model.norm_epsilon, normed);
+    if (tensors.sparse) {
+      moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
+      route_tile(context, weights.router, normed, tile.begin, [this](auto token) { return kept_experts(token); }, routed, own);
+    } else {
+      kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own));
+    }
+  });
+}
+
+const std::vector<bool>* Forward::State::kept_experts(std::int64_t token) const {
+  const int mask = token_masks.empty() ? -1 : token_masks[static_cast<std::size_t>(token)];
+  if (mask < 0) return nullptr;
+  const auto& kept = batch.masks[static_cast<std::size_t>(mask)][static_cast<std::size_t>(layer)];
+  return kept.empty() ? nullptr : &kept;
+}
+
+void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
+  routed_sum.zero_();
+  const auto next_expert = [&] { return load_expert(model, tensors, stream->next(), numerics, device); };
+  run_experts(context, next_expert, moe_input, routed, routed_sum, pool, scratch);
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
+    finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
+  });
+  for (std::int64_t t = 0; t < routed.tokens; ++t) {
+    if (std::isfinite(routed.turns[static_cast<std::size_t>(t)])) continue;
+    throw InvalidInput(fmt::format("{}: layer {} gives NaN or infinity at token {}; run `moetrim verify --deep` on the "
+                                   "checkpoint, or try --dtype fp32", model.checkpoint->folder().string(), layer, t));
+  }
+}
+
+void Forward::State::finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own) {
+  at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
+  at::Tensor shared;
+  if (weights.shared_down.defined()) {
+    const at::Tensor x = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device)
+                             .narrow(0, 0, tile.tokens)
+                             .copy_(moe_input.narrow(0, tile.begin, tile.tokens));
+    const at::Tensor product = gated_mlp(context, x, weights.shared_gate_up, weights.shared_down, own);
+    const at::Tensor gate = linear(x, weights.shared_router, {}, own.router_logits);
+    shared = grow(own.shared, tile.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, tile.tokens);
+    kernels::gate_rows(numerics, gate, product, shared);
+  }
+  at::Tensor turns = at::empty({tile.tokens}, at::TensorOptions().dtype(at::kDouble).device(device));
+  kernels::finish_rows(numerics, rows, routed_sum.narrow(0, tile.begin, tile.tokens), shared, turns);
+  const at::Tensor on_cpu = turns.cpu();
+  std::copy_n(on_cpu.const_data_ptr<double>(), tile.tokens, routed.turns.begin() + tile.begin);
+}
+
+void Forward::State::load_head() {
+  const auto load = [&](Role role, at::ScalarType type) {
+    const Tensor& tensor = *model.global[static_cast<std::size_t>(role)];
+    return load_tensor(tensor, model.checkpoint->read(tensor).data(), type, numerics, device);
+  };
+  final_norm = load(Role::final_norm, at::kFloat);
+  const bool tied = model.tied_embeddings || model.global[static_cast<std::size_t>(Role::head)] == nullptr;
+  head = load(tied ? Role::embedding : Role::head, numerics.tile());
+}
+
+at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_t> rows) {
+  State& s = *state_;
+  const c10::InferenceMode no_autograd;
+  if (!s.head.defined()) s.load_head();
+  const auto count = static_cast<std::int64_t>(rows.size());
+  const at::Tensor index = at::tensor(at::IntArrayRef(rows.data(), rows.size()), at::kLong).to(s.device);
+  const at::Tensor x = hidden.index_select(0, index);
+  at::Tensor out = at::empty({count, s.model.vocabulary}, at::TensorOptions().dtype(s.numerics.tile()).device(s.device));
+  constexpr std::int64_t kRows = 64;
+  s.pool.run((count + kRows - 1) / kRows, [&](std::int64_t block, int) {
+    const auto begin = block * kRows;
+    const auto n = std::min(kRows, count - begin);
+    at::Tensor normed = at::empty({n, s.model.hidden}, out.options());
+    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.final_norm, s.model.norm_epsilon, normed);
+    at::Tensor part = out.narrow(0, begin, n);
+    at::mm_out(part, normed, s.head.t());
+    kernels::round_product(s.numerics, part);
+  });
+  return out.to(at::kFloat);
+}
+
+std::uint64_t Forward::bytes_per_token(const Model& model, Precision precision) {
+  const auto hidden = static_cast<std::uint64_t>(model.hidden);
+  const auto experts = static_cast<std::uint64_t>(model.experts);
+  const auto slots = static_cast<std::uint64_t>(model.experts_per_token);
+  const std::uint64_t stored = precision == Precision::bf16 ? 2 : 4;
+  // hidden + moe_input + routed_sum; logits + probabilities; ids, gates, norms, max_abs, pairs and their sort; turns.
+  return hidden * (2 * stored + 4) + experts * 8 + slots * (16 + 16) + 8;
+}
+
+std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& options) {
+  std::uint64_t dense = 0;
+  for (const auto& layer : model.layer) {
+    std::uint64_t bytes = 0;
+    for (const auto& range : layer_group(layer)) bytes += range.size;
+    dense = std::max(dense, bytes);
+  }
+  const auto expert = static_cast<std::uint64_t>(3 * model.expert_width * model.hidden);
+  const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
+  // A layer as bytes and as fp32; an expert per worker the same way; the read-ahead.
+  return 3 * dense + threads * expert * 8 + options.read_ahead_bytes;
+}
+
+}  // namespace moetrim

@@ -1,0 +1,67 @@
+// What a run may hold in memory, and the groups of sequences that follow from it.
+
+#include "forward/memory_plan.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "moetrim/machine.h"
+
+namespace moetrim {
+
+namespace {
+
+/// LibTorch's libraries, the tokenizer, thread stacks and tile scratch.
+constexpr std::uint64_t kProgramBytes = 700ULL << 20;
+
+Precision precision_of(const RunOptions& options) {
+  if (options.precision == "fp32") return Precision::fp32;
+  if (options.precision == "bf16") return Precision::bf16;
+  throw UsageError(fmt::format("unknown dtype \"{}\"; expected fp32 or bf16", options.precision));
+}
+
+std::uint64_t budget_of(const RunOptions& options) {
+  return options.max_memory > 0 ? options.max_memory : available_memory();
+}
+
+double gib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1ULL << 30); }
+
+}  // namespace
+
+ForwardOptions forward_options(const Model& model, const RunOptions& options) {
+  ForwardOptions forward;
+  forward.precision = precision_of(options);
+  forward.device = options.device;
+  forward.threads = options.threads;
+  const std::uint64_t budget = budget_of(options);
+  forward.read_ahead_bytes = std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30);
+  forward.drop_page_cache = model.checkpoint->total_bytes() > budget / 2;
+  return forward;
+}
+
+MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::int64_t copies) {
+  MemoryPlan plan;
+  plan.budget_bytes = budget_of(options);
+  plan.fixed_bytes = kProgramBytes + Forward::weight_bytes(model, forward_options(model, options));
+  plan.token_bytes = Forward::bytes_per_token(model, precision_of(options)) * static_cast<std::uint64_t>(copies);
+  if (plan.fixed_bytes + plan.token_bytes > plan.budget_bytes) {
+    throw OutOfResources(fmt::format("the weights in work alone need {:.2f} GiB, the memory budget is {:.2f} GiB; raise "
+                                     "--max-memory", gib(plan.fixed_bytes), gib(plan.budget_bytes)));
+  }
+  plan.group_tokens = static_cast<std::int64_t>((plan.budget_bytes - plan.fixed_bytes) / plan.token_bytes);
+  return plan;
+}
+
+std::vector<SequenceGroup> cut_groups(std::span<const std::int64_t> lengths, std::int64_t group_tokens) {
+  std::vector<SequenceGroup> groups;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    if (groups.empty() || groups.back().tokens + lengths[i] > group_tokens) groups.push_back({i, i, 0});
+    groups.back().last = i + 1;
+    groups.back().tokens += lengths[i];
+  }
+  return groups;
+}
+
+}  // namespace moetrim

@@ -1,0 +1,37 @@
+// What a run may hold in memory, and the groups of sequences that follow from it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "moetrim/forward.h"
+#include "moetrim/run_options.h"
+
+namespace moetrim {
+
+struct MemoryPlan {
+  std::uint64_t budget_bytes = 0;    ///< what the process may use
+  std::uint64_t fixed_bytes = 0;     ///< weights in work, program
+  std::uint64_t token_bytes = 0;     ///< per token of a group
+  std::int64_t group_tokens = 0;     ///< tokens that fit
+};
+
+/// Sequences [first, last) that go through the layers together.
+struct SequenceGroup {
+  std::size_t first = 0, last = 0;
+  std::int64_t tokens = 0;
+};
+
+/// @throws UsageError for an unknown precision.
+ForwardOptions forward_options(const Model& model, const RunOptions& options);
+
+/// @param copies  how many hidden states a token has: one, and one more for every plan or second checkpoint.
+/// @throws OutOfResources when the weights in work alone do not fit.
+MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::int64_t copies = 1);
+
+/// Consecutive sequences of at most `group_tokens` tokens together.
+/// @param lengths  tokens of each sequence, none above group_tokens.
+std::vector<SequenceGroup> cut_groups(std::span<const std::int64_t> lengths, std::int64_t group_tokens);
+
+}  // namespace moetrim

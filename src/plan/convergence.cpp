@@ -1,0 +1,52 @@
+// How soon the kept set settles as more demonstrations are measured.
+#include <algorithm>
+#include <iterator>
+
+#include "moetrim/error.h"
+#include "moetrim/plan.h"
+#include "plan/select.h"
+
+namespace moetrim {
+namespace {
+
+using KeptSets = std::vector<std::vector<int>>;  // [layers][keep], ascending
+
+KeptSets kept_sets(const Scores& scores, int keep) {
+  KeptSets sets;
+  for (const auto& values : scores.values) sets.push_back(best_experts(values, {}, keep));
+  return sets;
+}
+
+double mean_overlap(const KeptSets& a, const KeptSets& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::vector<int> both;
+    std::set_intersection(a[i].begin(), a[i].end(), b[i].begin(), b[i].end(), std::back_inserter(both));
+    const std::size_t either = a[i].size() + b[i].size() - both.size();
+    sum += static_cast<double>(both.size()) / static_cast<double>(either);
+  }
+  return sum / static_cast<double>(a.size());
+}
+
+}  // namespace
+
+std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+                                const KeepBudget& budget,
+                                const std::vector<std::pair<std::string, double>>& task_weights) {
+  const int keep = budget.of(statistics.manifest.experts);
+  if (keep < 1 || keep > statistics.manifest.experts) {
+    throw InvalidInput("convergence: expected to keep between 1 and " + std::to_string(statistics.manifest.experts) +
+                       " experts, got " + std::to_string(keep));
+  }
+  const KeptSets all = kept_sets(score(statistics, method, options, task_weights), keep);
+  std::vector<double> overlaps;
+  for (int slices = 1; slices <= kSlices; ++slices) {
+    Statistics first;
+    first.manifest = statistics.manifest;
+    for (const auto& layer : statistics.layers) first.layers.push_back(layer.first_slices(slices));
+    overlaps.push_back(mean_overlap(kept_sets(score(first, method, options, task_weights), keep), all));
+  }
+  return overlaps;
+}
+
+}  // namespace moetrim

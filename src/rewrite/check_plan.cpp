@@ -1,0 +1,74 @@
+// Refuses a plan that does not belong to the model, before anything is written.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "moetrim/error.h"
+#include "moetrim/rewrite.h"
+
+namespace moetrim {
+
+namespace {
+
+[[noreturn]] void refuse(const Model& model, const std::string& why) {
+  throw InvalidInput(fmt::format("the plan does not fit {}: {}", model.checkpoint->folder().string(), why));
+}
+
+void check_head(const Model& model, const Plan& plan, std::string_view fingerprint) {
+  if (plan.family != model.family->name) {
+    refuse(model, fmt::format("it was made for family {}, the checkpoint is {}", plan.family, model.family->name));
+  }
+  if (plan.experts != model.experts) {
+    refuse(model, fmt::format("it chooses among {} experts per layer, the checkpoint has {}", plan.experts, model.experts));
+  }
+  if (plan.experts_per_token != model.experts_per_token) {
+    refuse(model, fmt::format("it was made for {} experts per token, the checkpoint has {}", plan.experts_per_token,
+                              model.experts_per_token));
+  }
+  if (plan.keep < model.experts_per_token) {
+    refuse(model, fmt::format("it keeps {} experts per layer, but a token is routed to {}", plan.keep,
+                              model.experts_per_token));
+  }
+  if (!fingerprint.empty() && plan.checkpoint_fingerprint != fingerprint) {
+    refuse(model, fmt::format("it was made for the checkpoint with fingerprint {}, this one has {}; make a new plan, or "
+                              "allow another checkpoint if the two are meant to differ", plan.checkpoint_fingerprint,
+                              fingerprint));
+  }
+}
+
+void check_layers(const Model& model, const Plan& plan) {
+  std::vector<int> got;
+  for (const PlanLayer& layer : plan.layers) got.push_back(layer.layer);
+  const std::vector<int> expected = model.moe_layers();
+  if (got == expected) return;
+  refuse(model, fmt::format("it must name every MoE layer once, in order; expected layers [{}], got [{}]",
+                            fmt::join(expected, ", "), fmt::join(got, ", ")));
+}
+
+void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
+  // One count in config.json serves all layers, so unequal layers could not be loaded.
+  if (static_cast<int>(layer.keep.size()) != plan.keep) {
+    refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, layer.keep.size(),
+                              plan.keep));
+  }
+  std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
+  for (const int expert : layer.keep) {
+    if (expert < 0 || expert >= model.experts) {
+      refuse(model, fmt::format("layer {} keeps expert {}, expected 0 to {}", layer.layer, expert, model.experts - 1));
+    }
+    if (seen[static_cast<std::size_t>(expert)]) {
+      refuse(model, fmt::format("layer {} keeps expert {} twice", layer.layer, expert));
+    }
+    seen[static_cast<std::size_t>(expert)] = true;
+  }
+}
+
+}  // namespace
+
+void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint) {
+  check_head(model, plan, fingerprint);
+  check_layers(model, plan);
+  for (const PlanLayer& layer : plan.layers) check_keep(model, plan, layer);
+}
+
+}  // namespace moetrim

@@ -1,0 +1,107 @@
+// Lists of module names in quantization_config that may name single experts.
+
+#include "rewrite/module_lists.h"
+
+#include <array>
+#include <charconv>
+#include <optional>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "moetrim/error.h"
+#include "moetrim/suggest.h"
+
+namespace moetrim {
+
+namespace {
+
+/// compressed-tensors; transformers (FP8, AWQ, bitsandbytes); vLLM's name for FP8; Quark and ModelOpt.
+constexpr std::array<std::string_view, 4> kLists = {"ignore", "modules_to_not_convert", "ignored_layers", "exclude_modules"};
+constexpr std::string_view kPattern = "re:";
+
+std::vector<std::string> split(std::string_view name) {
+  std::vector<std::string> parts(1);
+  for (const char c : name) {
+    if (c == '.') parts.emplace_back();
+    else parts.back() += c;
+  }
+  return parts;
+}
+
+bool starts_with_digit(std::string_view text) { return !text.empty() && text[0] >= '0' && text[0] <= '9'; }
+
+std::optional<int> whole_number(std::string_view text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || !starts_with_digit(text)) return std::nullopt;
+  return value;
+}
+
+/// Position of the part that follows `name`, when it starts with a digit.
+std::optional<std::size_t> number_after(const std::vector<std::string>& parts, std::string_view name) {
+  for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
+    if (parts[i] == name && starts_with_digit(parts[i + 1])) return i + 1;
+  }
+  return std::nullopt;
+}
+
+/// The entry under its new number, or nothing when its expert is dropped.
+std::optional<std::string> renumbered(const std::string& entry, std::string_view list, std::int64_t experts,
+                                      const Renumbering& numbers) {
+  if (entry.starts_with(kPattern)) return entry;
+  std::vector<std::string> parts = split(entry);
+  const auto expert_at = number_after(parts, "experts");
+  if (!expert_at) return entry;
+  const auto refuse = [&](std::string_view why) {
+    throw InvalidInput(fmt::format("config.json: quantization_config: {}: entry {} {}", list, in_quotes(entry), why));
+  };
+  const auto layer_at = number_after(parts, "layers");
+  const auto layer = layer_at ? whole_number(parts[*layer_at]) : std::nullopt;
+  const auto expert = whole_number(parts[*expert_at]);
+  if (!layer || !expert) refuse("names an expert without saying its layer and number plainly; spell it as layers.L.….experts.E");
+  if (!numbers.covers(*layer)) return entry;
+  if (*expert >= experts) refuse(fmt::format("names expert {}, but there are {}", *expert, experts));
+  const int id = numbers.new_id(*layer, *expert);
+  if (id < 0) return std::nullopt;
+  parts[*expert_at] = std::to_string(id);
+  return fmt::format("{}", fmt::join(parts, "."));
+}
+
+}  // namespace
+
+void renumber_module_lists(nlohmann::ordered_json& quantization, std::int64_t experts, const Renumbering& numbers) {
+  if (!quantization.is_object()) return;
+  for (const auto list : kLists) {
+    const auto found = quantization.find(std::string(list));
+    if (found == quantization.end() || !found->is_array()) continue;
+    auto kept = nlohmann::ordered_json::array();
+    for (const auto& entry : *found) {
+      if (!entry.is_string()) {
+        kept.push_back(entry);
+      } else if (auto name = renumbered(entry.get<std::string>(), list, experts, numbers)) {
+        kept.push_back(std::move(*name));
+      }
+    }
+    *found = std::move(kept);
+  }
+}
+
+std::vector<std::string> suspicious_patterns(const nlohmann::ordered_json& quantization) {
+  std::vector<std::string> out;
+  if (!quantization.is_object()) return out;
+  for (const auto list : kLists) {
+    const auto found = quantization.find(std::string(list));
+    if (found == quantization.end() || !found->is_array()) continue;
+    for (const auto& entry : *found) {
+      if (!entry.is_string()) continue;
+      const auto text = entry.get<std::string>();
+      const auto at = text.find("experts");
+      if (!text.starts_with(kPattern) || at == std::string::npos) continue;
+      if (text.find_first_of("0123456789", at) != std::string::npos) out.push_back(text);
+    }
+  }
+  return out;
+}
+
+}  // namespace moetrim

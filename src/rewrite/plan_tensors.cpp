@@ -1,0 +1,98 @@
+// Every tensor of the new checkpoint as byte ranges of the old one.
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "family/name_pattern.h"
+#include "moetrim/error.h"
+#include "moetrim/rewrite.h"
+#include "rewrite/renumbering.h"
+
+namespace moetrim {
+
+namespace {
+
+OutputTensor whole(const Tensor& tensor, std::string name) {
+  OutputTensor out;
+  out.spec = tensor;
+  out.spec.name = std::move(name);
+  if (tensor.size > 0) out.pieces.push_back({&tensor, 0, tensor.size});
+  return out;
+}
+
+/// Appends a range, joining it to the one before where they touch: fewer and longer reads.
+void append(std::vector<Piece>& pieces, const Piece& piece) {
+  if (piece.begin == piece.end) return;
+  if (!pieces.empty() && pieces.back().end == piece.begin) {
+    pieces.back().end = piece.end;
+  } else {
+    pieces.push_back(piece);
+  }
+}
+
+/// Bytes of one expert's slice, in one of the `outer` blocks before the expert axis.
+std::uint64_t slice_bytes(const Tensor& tensor, std::uint64_t slices) {
+  const std::uint64_t elements =
+      std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
+        return product * static_cast<std::uint64_t>(n);
+      });
+  const std::uint64_t bits = elements / slices * static_cast<std::uint64_t>(dtype_bits(tensor.dtype));
+  if (bits % 8 != 0) {
+    throw InvalidInput(fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be "
+                                   "moved unchanged", tensor.name, bits));
+  }
+  return bits / 8;
+}
+
+/// Rows of the expert axis, which need not be the first one.
+OutputTensor slice(const Tensor& tensor, std::size_t axis, const std::vector<int>& keep) {
+  const auto outer = std::accumulate(tensor.shape.begin(), tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis),
+                                     std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
+                                       return product * static_cast<std::uint64_t>(n);
+                                     });
+  const auto experts = static_cast<std::uint64_t>(tensor.shape[axis]);
+  OutputTensor out;
+  out.spec = tensor;
+  out.spec.shape[axis] = static_cast<std::int64_t>(keep.size());
+  if (outer == 0 || experts == 0) return out;
+  const std::uint64_t bytes = slice_bytes(tensor, outer * experts);
+  for (std::uint64_t block = 0; block < outer; ++block) {
+    for (const int expert : keep) {
+      const std::uint64_t begin = (block * experts + static_cast<std::uint64_t>(expert)) * bytes;
+      append(out.pieces, {&tensor, begin, begin + bytes});
+    }
+  }
+  return out;
+}
+
+/// Nothing for a tensor of an expert that is dropped.
+std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& place, const Renumbering& numbers) {
+  if (place.rule == nullptr || !numbers.covers(place.layer)) return whole(tensor, tensor.name);
+  if (place.expert >= 0) {
+    const int id = numbers.new_id(place.layer, place.expert);
+    if (id < 0) return std::nullopt;
+    return whole(tensor, expand_name(place.rule->name, place.layer, id));
+  }
+  const auto& axes = place.rule->axes;
+  const auto axis = std::find(axes.begin(), axes.end(), Axis::E);
+  if (axis == axes.end()) return whole(tensor, tensor.name);
+  return slice(tensor, static_cast<std::size_t>(axis - axes.begin()), numbers.keep(place.layer));
+}
+
+}  // namespace
+
+std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan) {
+  const Renumbering numbers(model, plan);
+  const auto& tensors = model.checkpoint->tensors();
+  std::vector<OutputTensor> out;
+  out.reserve(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (auto tensor = rewritten(tensors[i], model.places.at(i), numbers)) out.push_back(std::move(*tensor));
+  }
+  return out;
+}
+
+}  // namespace moetrim

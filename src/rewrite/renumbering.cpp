@@ -1,0 +1,28 @@
+// Which experts of a layer stay, and under which number.
+
+#include "rewrite/renumbering.h"
+
+namespace moetrim {
+
+Renumbering::Renumbering(const Model& model, const Plan& plan)
+    : keep_(static_cast<std::size_t>(model.layers)), new_id_(static_cast<std::size_t>(model.layers)) {
+  for (const PlanLayer& layer : plan.layers) {
+    const auto index = static_cast<std::size_t>(layer.layer);
+    keep_.at(index) = layer.keep;
+    new_id_.at(index).assign(static_cast<std::size_t>(model.experts), -1);
+    int next = 0;
+    for (const int expert : layer.keep) new_id_[index].at(static_cast<std::size_t>(expert)) = next++;
+  }
+}
+
+bool Renumbering::covers(int layer) const {
+  return layer >= 0 && static_cast<std::size_t>(layer) < keep_.size() && !keep_[static_cast<std::size_t>(layer)].empty();
+}
+
+const std::vector<int>& Renumbering::keep(int layer) const { return keep_.at(static_cast<std::size_t>(layer)); }
+
+int Renumbering::new_id(int layer, int expert) const {
+  return new_id_.at(static_cast<std::size_t>(layer)).at(static_cast<std::size_t>(expert));
+}
+
+}  // namespace moetrim

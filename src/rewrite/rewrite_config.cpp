@@ -1,0 +1,69 @@
+// config.json of the new checkpoint, and what the user should know about the result.
+
+#include <array>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "moetrim/rewrite.h"
+#include "moetrim/suggest.h"
+#include "rewrite/module_lists.h"
+#include "rewrite/renumbering.h"
+
+namespace moetrim {
+
+namespace {
+
+constexpr const char* kText = "text_config";  // where multi-modal models keep the language model's keys
+constexpr const char* kQuantization = "quantization_config";
+
+/// Loaders differ in which alias wins, so a stale one must not stay behind.
+void set_expert_counts(nlohmann::ordered_json& object, const Model& model, int keep) {
+  for (const auto key : model.family->expert_count_keys) {
+    const auto found = object.find(std::string(key));
+    if (found == object.end() || found->is_null()) continue;
+    if (!found->is_number_integer() || *found != model.experts) {
+      throw InvalidInput(fmt::format("{}: \"{}\" is {}, expected the expert count {}",
+                                     (model.checkpoint->folder() / "config.json").string(), key, found->dump(),
+                                     model.experts));
+    }
+    *found = keep;
+  }
+}
+
+void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, const Renumbering& numbers) {
+  set_expert_counts(object, model, plan.keep);
+  const auto quantization = object.find(kQuantization);
+  if (quantization != object.end()) renumber_module_lists(*quantization, model.experts, numbers);
+}
+
+}  // namespace
+
+nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan) {
+  const Renumbering numbers(model, plan);
+  nlohmann::ordered_json config = model.checkpoint->config();
+  rewrite_object(config, model, plan, numbers);
+  const auto text = config.find(kText);
+  if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, numbers);
+  return config;
+}
+
+std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan) {
+  std::vector<std::string> out;
+  if (plan.keep < model.experts && model.family->router_score == RouterScore::softmax && !model.normalise_gates) {
+    out.push_back(fmt::format(
+        "Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead of {} "
+        "experts the kept gate weights grow and expert outputs weigh more than in the original.", model.family->name,
+        plan.keep, model.experts));
+  }
+  const auto& config = model.checkpoint->config();
+  const auto quantization = config.find(kQuantization);
+  if (quantization == config.end()) return out;
+  for (const auto& pattern : suspicious_patterns(*quantization)) {
+    out.push_back(fmt::format("quantization_config keeps the pattern {} as it is; if it names single experts, it now means "
+                              "others.", in_quotes(pattern)));
+  }
+  return out;
+}
+
+}  // namespace moetrim

@@ -1,0 +1,104 @@
+// manifest.json of a statistics folder: what was measured, on what, how.
+#include "moetrim/statistics.h"
+
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "moetrim/json_fields.h"
+
+namespace moetrim {
+namespace {
+
+constexpr std::string_view kFormat = "moetrim-statistics";
+constexpr int kVersion = 1;
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;  // beyond it fp64 no longer counts every token
+
+nlohmann::ordered_json task_to_json(const StatisticsManifest::TaskFacts& task) {
+  return {{"name", task.name},
+          {"digest", task.digest},
+          {"demonstrations", task.demonstrations},
+          {"tokens", task.tokens},
+          {"counted_tokens", task.counted_tokens}};
+}
+
+StatisticsManifest::TaskFacts task_from_json(JsonFields fields) {
+  StatisticsManifest::TaskFacts task;
+  task.name = fields.text("name");
+  task.digest = fields.text("digest");
+  task.demonstrations = fields.integer("demonstrations", 0, kMostTokens);
+  task.tokens = fields.integer("tokens", 0, kMostTokens);
+  task.counted_tokens = fields.integer("counted_tokens", 0, task.tokens);
+  fields.finish();
+  return task;
+}
+
+std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, const std::filesystem::path& file) {
+  std::vector<StatisticsManifest::TaskFacts> tasks;
+  for (const auto& item : fields.array("tasks")) {
+    const std::string where = fmt::format("tasks[{}]", tasks.size());
+    tasks.push_back(task_from_json(JsonFields(item, file, where)));
+    for (std::size_t i = 0; i + 1 < tasks.size(); ++i) {
+      if (tasks[i].name == tasks.back().name) fields.fail(where, "a second task named " + in_quotes(tasks[i].name));
+    }
+  }
+  if (tasks.empty()) fields.fail("tasks", "expected at least one task, got none");
+  return tasks;
+}
+
+}  // namespace
+
+nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
+  nlohmann::ordered_json tasks = nlohmann::ordered_json::array();
+  for (const auto& task : manifest.tasks) tasks.push_back(task_to_json(task));
+  nlohmann::ordered_json json = {
+      {"format", kFormat},
+      {"version", kVersion},
+      {"tool_version", manifest.tool_version},
+      {"checkpoint_fingerprint", manifest.checkpoint_fingerprint},
+      {"family", manifest.family},
+      {"router", manifest.router},
+      {"router_selects_by_logit", manifest.router_selects_by_logit},
+      {"gates_normalised", manifest.gates_normalised},
+      {"layers", manifest.layers},
+      {"experts", manifest.experts},
+      {"experts_per_token", manifest.experts_per_token},
+      {"moe_layers", manifest.moe_layers},
+      {"tcess_top_k", manifest.tcess_top_k},
+      {"tcess_threshold", manifest.tcess_threshold},
+      {"dtype", manifest.dtype},
+      {"count", manifest.count},
+      {"tasks", std::move(tasks)},
+      {"settings", manifest.settings},
+  };
+  manifest_from_json(json, "manifest to be written");
+  return json;
+}
+
+StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file) {
+  JsonFields fields(json, file);
+  fields.choice("format", {kFormat});
+  fields.integer("version", kVersion, kVersion);
+  StatisticsManifest manifest;
+  manifest.tool_version = fields.text("tool_version");
+  manifest.checkpoint_fingerprint = fields.text("checkpoint_fingerprint");
+  manifest.family = fields.text("family");
+  manifest.router = fields.choice("router", {"softmax", "sigmoid"});
+  manifest.router_selects_by_logit = fields.flag("router_selects_by_logit");
+  manifest.gates_normalised = fields.flag("gates_normalised");
+  manifest.layers = fields.whole("layers", 1);
+  manifest.experts = fields.whole("experts", 1);
+  manifest.experts_per_token = fields.whole("experts_per_token", 1, manifest.experts);
+  manifest.moe_layers = fields.ascending("moe_layers", 0, manifest.layers - 1);
+  if (manifest.moe_layers.empty()) fields.fail("moe_layers", "expected at least one layer, got none");
+  manifest.tcess_top_k = fields.whole("tcess_top_k", 0, manifest.experts);
+  manifest.tcess_threshold = fields.number("tcess_threshold", -1, 1);
+  manifest.dtype = fields.choice("dtype", {"fp32", "bf16"});
+  manifest.count = fields.choice("count", {"all", "prompt", "response"});
+  manifest.tasks = tasks_from_json(fields, file);
+  manifest.settings = fields.object("settings");
+  fields.finish();
+  return manifest;
+}
+
+}  // namespace moetrim

@@ -1,0 +1,66 @@
+// The model card.
+
+#include "testing.h"
+
+#include "moetrim/export.h"
+#include "tiny_checkpoint.h"
+
+using namespace moetrim;
+using namespace moetrim::testing;
+using Catch::Matchers::Contains;
+
+namespace {
+
+std::string card(const TempFolder& folder, const TinyModel& tiny, const std::string& name_or_path, const std::string& readme,
+                 const std::function<void(Plan&)>& edit = [](Plan&) {}) {
+  write_tiny_checkpoint(folder / "tiny model", tiny);
+  auto config = tiny::config(tiny);
+  if (!name_or_path.empty()) config["_name_or_path"] = name_or_path;
+  write_text(folder / "tiny model/config.json", config.dump());
+  if (!readme.empty()) write_text(folder / "tiny model/README.md", readme);
+  const Checkpoint source = Checkpoint::open(folder / "tiny model");
+  const Model model = describe(source);
+  Plan plan = plan_keeping(model, {{0, 1, 2}});
+  edit(plan);
+  return prepare_export(model, plan, "1.2.3").card;
+}
+
+}  // namespace
+
+TEST_CASE("the card says what was removed, by which method, on which tasks", "[export]") {
+  TempFolder folder;
+  const std::string text = card(folder, {}, "org/Tiny-7x", "", [](Plan& plan) {
+    plan.method = "easy-ep";
+    plan.layers[0].unseen = 3;
+    plan.layers[0].unseen_kept = 1;
+    plan.protect.push_back({0, 1, "super"});
+    plan.source["tasks"] = {{{"name", "gsm|8k"}, {"counted_tokens", 1234}, {"weight", 1.5}}, "plain"};
+  });
+  for (const char* part : {"base_model: org/Tiny-7x\n", "library_name: transformers\n", "- moetrim\n",
+                           "| experts per MoE layer | 7 | 3 |", "Method: easy-ep (executed routing)",
+                           "- gsm 8k, counted tokens: 1234, weight: 1.5", "- plain\n", "3 of 14 experts were reached by no",
+                           "1 of them are kept", "Protected experts: 1 (super)", "vllm serve", "AutoModelForCausalLM",
+                           "expected to fall", "moetrim 1.2.3"}) {
+    CHECK_THAT(text, Contains(part));
+  }
+  CHECK(text.find("Router drift") == std::string::npos);
+}
+
+TEST_CASE("the card names no path of this machine", "[export]") {
+  TempFolder folder;
+  const std::string text = card(folder, {}, "/home/someone/models/x", "");
+  CHECK(text.find("/home") == std::string::npos);
+  CHECK(text.find(folder.path().string()) == std::string::npos);
+  CHECK_THAT(text, Contains("base_model: tiny_model\n"));
+}
+
+TEST_CASE("the licence is inherited as plain scalars only", "[export]") {
+  TempFolder folder;
+  const std::string text = card(folder, {}, "", "---\nlicense: other\nlicense_name: a: {b\nlicense: mit\n---\nlicense_link: no\n");
+  CHECK_THAT(text, Contains("license: other\nlibrary_name"));
+}
+
+TEST_CASE("the card warns of router drift", "[export]") {
+  TempFolder folder;
+  CHECK_THAT(card(folder, {.family = "qwen2_moe", .normalised = false}, "", ""), Contains("- Router drift"));
+}

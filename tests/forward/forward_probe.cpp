@@ -1,0 +1,42 @@
+// Logits of a checkpoint for the Python tests: forward_probe CHECKPOINT IDS.json fp32|bf16 OUT.safetensors [THREADS]
+// IDS.json is a list of sequences of token ids; the output has one tensor "logits" [T, V] f32, sequences one after another.
+
+#include <cstdio>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+#include "moetrim/checkpoint.h"
+#include "moetrim/family.h"
+#include "moetrim/forward.h"
+
+int main(int argc, char** argv) try {
+  using namespace moetrim;
+  if (argc < 5) return 2;
+  const Checkpoint checkpoint = Checkpoint::open(argv[1]);
+  const Model model = describe(checkpoint);
+  TokenBatch batch;
+  for (const auto& sequence : read_json_file(argv[2])) {
+    const auto begin = static_cast<std::int64_t>(batch.ids.size());
+    for (const auto& id : sequence) batch.ids.push_back(id.get<std::int32_t>());
+    batch.sequences.push_back({begin, static_cast<std::int64_t>(sequence.size()), -1});
+  }
+  Forward forward(model, {.precision = std::string(argv[3]) == "fp32" ? Precision::fp32 : Precision::bf16,
+                          .device = "cpu",
+                          .threads = argc > 5 ? std::atoi(argv[5]) : 0,
+                          .read_ahead_bytes = 1 << 20,
+                          .drop_page_cache = false});
+  std::vector<std::int64_t> rows(batch.ids.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  forward.begin(std::move(batch));
+  RoutedLayer routed;
+  while (!forward.done()) forward.run_layer(routed);
+  const at::Tensor logits = forward.logits(forward.hidden(), rows).contiguous();
+  SafetensorsWriter writer(argv[4], {{"logits", Dtype::f32, logits.sizes().vec()}});
+  writer.write({static_cast<const std::byte*>(logits.const_data_ptr()), logits.nbytes()});
+  writer.finish();
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}

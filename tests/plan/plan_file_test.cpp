@@ -1,0 +1,164 @@
+// The plan file: round trip, readable bytes, and what a broken one says.
+#include "testing.h"
+
+#include <functional>
+#include <limits>
+
+#include "given.h"
+#include "moetrim/checkpoint.h"
+#include "moetrim/plan.h"
+
+using namespace moetrim;
+using Catch::Matchers::Contains;
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+Plan example() {
+  Plan plan;
+  plan.method = "reap";
+  plan.variant = "executed";
+  plan.checkpoint_fingerprint = "ab12";
+  plan.family = "toy_moe";
+  plan.experts = 5;
+  plan.keep = 3;
+  plan.experts_per_token = 2;
+  plan.layers = {{.layer = 1, .keep = {0, 2, 4}, .unseen = 1, .unseen_kept = 0},
+                 {.layer = 3, .keep = {1, 2, 3}, .unseen = 0, .unseen_kept = 0}};
+  plan.protect = {{1, 4, "super"}, {3, 1, "requested"}};
+  plan.source = {{"seed", 0}};
+  return plan;
+}
+
+struct BrokenPlan {
+  const char* name;
+  std::function<void(Json&)> damage;
+  const char* expected;
+};
+
+const std::vector<BrokenPlan> kBrokenPlans{
+    {"not a plan", [](Json& j) { j["format"] = "moetrim-statistics"; }, "format"},
+    {"no format", [](Json& j) { j.erase("format"); }, "format"},
+    {"later version", [](Json& j) { j["version"] = 2; }, "version"},
+    {"misspelt field", [](Json& j) { j["protects"] = 1; }, "did you mean \"protect\"?"},
+    {"foreign field", [](Json& j) { j["zzzzzzzz"] = 1; }, "unknown field \"zzzzzzzz\""},
+    {"misspelt layer field", [](Json& j) { j["layers"][0]["unsen"] = 0; }, "layers[0]: unknown field \"unsen\""},
+    {"misspelt protect field", [](Json& j) { j["protect"][1]["reason"] = ""; }, "protect[1]: unknown field"},
+    {"unknown variant", [](Json& j) { j["variant"] = "oficial"; }, "did you mean \"official\"?"},
+    {"empty method", [](Json& j) { j["method"] = ""; }, "method"},
+    {"no fingerprint", [](Json& j) { j.erase("checkpoint_fingerprint"); }, "checkpoint_fingerprint"},
+    {"family as number", [](Json& j) { j["family"] = 3; }, "family"},
+    {"no experts", [](Json& j) { j["experts"] = 0; }, "experts"},
+    {"experts beyond an int", [](Json& j) { j["experts"] = std::int64_t{1} << 40; }, "experts"},
+    {"keep more than there are", [](Json& j) { j["keep"] = 6; }, "keep"},
+    {"keep nothing", [](Json& j) { j["keep"] = 0; }, "keep"},
+    {"keep as text", [](Json& j) { j["keep"] = "3"; }, "keep"},
+    {"keep fewer than a token needs", [](Json& j) { j["experts_per_token"] = 4; }, "experts_per_token"},
+    {"layers as object", [](Json& j) { j["layers"] = Json::object(); }, "layers"},
+    {"no layers", [](Json& j) { j["layers"] = Json::array(); }, "layers"},
+    {"layer as number", [](Json& j) { j["layers"][1] = 3; }, "layers[1]"},
+    {"negative layer", [](Json& j) { j["layers"][0]["layer"] = -1; }, "layers[0].layer"},
+    {"doubled layer", [](Json& j) { j["layers"][1]["layer"] = 1; }, "layers[1].layer"},
+    {"layers out of order", [](Json& j) { j["layers"][1]["layer"] = 0; }, "layers[1].layer"},
+    {"id too large", [](Json& j) { j["layers"][1]["keep"] = {1, 2, 5}; }, "layers[1].keep[2]"},
+    {"negative id", [](Json& j) { j["layers"][1]["keep"] = {-1, 2, 3}; }, "layers[1].keep[0]"},
+    {"huge id", [](Json& j) { j["layers"][1]["keep"][2] = std::numeric_limits<std::uint64_t>::max(); }, "layers[1].keep[2]"},
+    {"fraction as id", [](Json& j) { j["layers"][1]["keep"][2] = 3.5; }, "layers[1].keep[2]"},
+    {"null id", [](Json& j) { j["layers"][1]["keep"][2] = nullptr; }, "layers[1].keep[2]"},
+    {"doubled id", [](Json& j) { j["layers"][1]["keep"] = {1, 2, 2}; }, "layers[1].keep[2]"},
+    {"unsorted ids", [](Json& j) { j["layers"][1]["keep"] = {2, 1, 3}; }, "layers[1].keep[1]"},
+    {"too few ids", [](Json& j) { j["layers"][1]["keep"] = {1, 2}; }, "layers[1].keep"},
+    {"too many ids", [](Json& j) { j["layers"][1]["keep"] = {0, 1, 2, 3}; }, "layers[1].keep"},
+    {"more unseen than there are", [](Json& j) { j["layers"][0]["unseen"] = 6; }, "layers[0].unseen"},
+    {"more unseen kept than unseen", [](Json& j) { j["layers"][0]["unseen_kept"] = 2; }, "layers[0].unseen_kept"},
+    {"protected layer unknown", [](Json& j) { j["protect"][0]["layer"] = 2; }, "protect[0].layer"},
+    {"protected but dropped", [](Json& j) { j["protect"][0]["expert"] = 3; }, "protect[0].expert"},
+    {"protected id too large", [](Json& j) { j["protect"][0]["expert"] = 5; }, "protect[0].expert"},
+    {"unknown reason", [](Json& j) { j["protect"][0]["why"] = "because"; }, "protect[0].why"},
+    {"source as text", [](Json& j) { j["source"] = "reap"; }, "source"},
+    {"no object", [](Json& j) { j = 5; }, "expected an object"},
+};
+
+}  // namespace
+
+TEST_CASE("a plan comes back as it was written", "[plan]") {
+  const given::TempFolder folder;
+  write_plan(folder / "plan.json", example());
+  const Plan read = read_plan(folder / "plan.json");
+  CHECK(plan_to_json(read) == plan_to_json(example()));
+  CHECK(read.layers[1].keep == std::vector<int>{1, 2, 3});
+  CHECK(read.protect[0].why == "super");
+}
+
+TEST_CASE("the bytes of a plan are readable and always the same", "[plan]") {
+  const given::TempFolder folder;
+  write_plan(folder / "plan.json", example());
+  CHECK(given::bytes_of(folder / "plan.json") == R"({
+  "format": "moetrim-plan",
+  "version": 1,
+  "method": "reap",
+  "variant": "executed",
+  "checkpoint_fingerprint": "ab12",
+  "family": "toy_moe",
+  "experts": 5,
+  "keep": 3,
+  "experts_per_token": 2,
+  "layers": [
+    {"layer":1,"keep":[0,2,4],"unseen":1,"unseen_kept":0},
+    {"layer":3,"keep":[1,2,3],"unseen":0,"unseen_kept":0}
+  ],
+  "protect": [
+    {"layer":1,"expert":4,"why":"super"},
+    {"layer":3,"expert":1,"why":"requested"}
+  ],
+  "source": {"seed":0}
+}
+)");
+}
+
+TEST_CASE("a broken plan is refused with file and field", "[plan]") {
+  const given::TempFolder folder;
+  const auto file = folder / "broken.json";
+  for (const auto& broken : kBrokenPlans) {
+    DYNAMIC_SECTION(broken.name) {
+      Json json = plan_to_json(example());
+      broken.damage(json);
+      given::write_text(file, json.dump());
+      CHECK_THAT(given::thrown_by([&] { read_plan(file); }),
+                 Contains("InvalidInput") && Contains("broken.json") && Contains(broken.expected));
+    }
+  }
+}
+
+TEST_CASE("text that is no JSON is refused with the file", "[plan]") {
+  const given::TempFolder folder;
+  for (const char* text : {"", "{", "[1,2", "{\"format\":\"moetrim-plan\"} x", "\xff\xfe", "nul"}) {
+    CAPTURE(text);
+    given::write_text(folder / "broken.json", text);
+    CHECK_THAT(given::thrown_by([&] { read_plan(folder / "broken.json"); }),
+               Contains("InvalidInput") && Contains("broken.json"));
+  }
+  CHECK_FALSE(given::thrown_by([&] { read_plan(folder / "missing.json"); }).empty());
+}
+
+TEST_CASE("a plan that could not be read again is not written", "[plan]") {
+  const given::TempFolder folder;
+  Plan plan = example();
+  plan.layers[0].keep = {4, 2, 0};
+  CHECK_THAT(given::thrown_by([&] { write_plan(folder / "plan.json", plan); }),
+             Contains("InvalidInput") && Contains("layers[0].keep[1]"));
+  CHECK_FALSE(std::filesystem::exists(folder / "plan.json"));
+}
+
+TEST_CASE("what make_plan gives can be written and read for every method", "[plan][every]") {
+  const given::TempFolder folder;
+  const auto statistics = given::random_statistics(3, 7, 2, 2);
+  for (const ScoringMethod* method : scoring_methods()) {
+    CAPTURE(method->name);
+    const auto scores = score(statistics, *method, {});
+    const Plan plan = make_plan(statistics, scores, {KeepBudget::parse("0.5"), {"super", "1:6"}}, Variant::executed);
+    CHECK(plan.keep == 4);
+    write_plan(folder / "plan.json", plan);
+    CHECK(plan_to_json(read_plan(folder / "plan.json")) == plan_to_json(plan));
+  }
+}
