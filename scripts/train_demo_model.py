@@ -289,7 +289,7 @@ def accuracy(model, tokenizer, pairs):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the demo model and export it.")
-    parser.add_argument("--minutes", type=float, default=60, help="training time in all")
+    parser.add_argument("--minutes", type=float, default=60, help="training time in all, of the processor (a busy machine does not shorten it)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", default="demo/model", help="folder for the exported model")
@@ -322,10 +322,10 @@ def main():
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         state = stored["state"]
-    last, checked, mean_loss = time.time(), state["seconds"], None
+    last, checked, mean_loss = time.process_time(), state["seconds"], None
     while True:
-        now = time.time()
-        state["seconds"] += now - last
+        now = time.process_time()
+        state["seconds"] += (now - last) / args.threads
         last = now
         done = state["seconds"] >= 60 * args.minutes
         if state["seconds"] - checked > 120 or done:

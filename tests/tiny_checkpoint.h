@@ -178,6 +178,7 @@ inline nlohmann::ordered_json config(const TinyModel& tiny) {
   if (!family.normalise_key.empty()) json[std::string(family.normalise_key)] = tiny.normalised;
   if (family.sparse_step_and_list) json["mlp_only_layers"] = tiny.dense_first ? std::vector<int>{0} : std::vector<int>{};
   json["rms_norm_eps"] = 1e-6;
+  json["max_position_embeddings"] = 64;
   json["rope_theta"] = 10000.0;
   json["tie_word_embeddings"] = false;
   return json;

@@ -123,7 +123,7 @@ void PartialRun::finish(const StatisticsManifest& manifest, int groups) {
     const fs::path last = layer_file(groups - 1, layer);
     if (fs::exists(last)) fs::rename(last, folder_ / layer_file_name(layer));
   }
-  write_file_atomically(folder_ / "manifest.json", manifest_to_json(manifest).dump(1) + "\n");
+  write_file_atomically(folder_ / "manifest.json", manifest_to_json(manifest).dump(2) + "\n");
   for (const auto& entry : fs::directory_iterator(folder_)) {
     if (entry.path().filename().string().starts_with("group-")) fs::remove(entry.path());
   }

@@ -36,7 +36,8 @@ def config_of(family: str, **changes):
 def make(folder: Path, family: str, layout: str = "per-expert", seed: int = 0, dtype=torch.float32, **changes):
     """Writes a checkpoint and returns the model, in eval mode with eager attention."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family, **changes), attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config_of(family, **changes), attn_implementation="eager",
+                                             experts_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:  # ones and zeros would hide a missing bias or norm

@@ -6,26 +6,39 @@ import numpy as np
 import torch
 
 
-def collect(model, ids, masks=None):
+def collect(model, ids):
     """Per MoE layer a dict of arrays over all tokens: logits [T, E], ids [T, K], gates [T, K], outputs [T, K, H], residual [T, H]."""
     layers = {i: layer for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
     seen = {i: dict(logits=[], ids=[], gates=[], outputs=[], residual=[]) for i in layers}
     handles = []
     for i, layer in layers.items():
-        handles.append(layer.post_attention_layernorm.register_forward_pre_hook(
-            lambda _, args, i=i: seen[i]["residual"].append(args[0][0].double().numpy())))
-        handles.append(layer.mlp.gate.register_forward_hook(
-            lambda _, args, out, i=i: (seen[i]["logits"].append(out[0].double().numpy()),
-                                       seen[i]["gates"].append(out[1].double().numpy()),
-                                       seen[i]["ids"].append(out[2].numpy()))))
-        handles.append(layer.mlp.experts.register_forward_pre_hook(
-            lambda module, args, i=i: seen[i]["outputs"].append(expert_outputs(module, args[0], args[1]))))
+        record = Recorder(seen[i])
+        handles.append(layer.post_attention_layernorm.register_forward_pre_hook(record.residual))
+        handles.append(layer.mlp.gate.register_forward_hook(record.routing))
+        handles.append(layer.mlp.experts.register_forward_pre_hook(record.experts))
     with torch.no_grad():
         for sequence in ids:
             model(torch.tensor([sequence]))
     for handle in handles:
         handle.remove()
     return {i: {k: np.concatenate(v) for k, v in d.items()} for i, d in seen.items()}
+
+
+class Recorder:
+    """Hooks of one layer. They return nothing: what a hook returns would replace the module's output."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def residual(self, module, args):
+        self.seen["residual"].append(args[0][0].double().numpy())
+
+    def routing(self, module, args, out):
+        for name, values in zip(("logits", "gates", "ids"), out):
+            self.seen[name].append(values.double().numpy() if name != "ids" else values.numpy())
+
+    def experts(self, module, args):
+        self.seen["outputs"].append(expert_outputs(module, args[0], args[1]))
 
 
 def expert_outputs(module, x, chosen):

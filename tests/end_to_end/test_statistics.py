@@ -91,7 +91,8 @@ def test_tasks_and_slices_are_kept_apart(run, tmp_path):
     for file in sorted((tmp_path / "b.stats").glob("layer-*.safetensors")):
         both, alone = load_file(tmp_path / "ab.stats" / file.name), load_file(file)
         for name in alone:
-            np.testing.assert_array_equal(both[name][1], alone[name][0])
+            # A matrix product may round differently when a row lies elsewhere in the batch.
+            np.testing.assert_allclose(both[name][1], alone[name][0], rtol=1e-4, atol=1e-6)
         assert (alone["token_count"][0] > 0).sum() == 7  # seven demonstrations, one a slice
 
 
