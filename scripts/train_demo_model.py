@@ -44,9 +44,10 @@ DECAY = 0.18             # the last share of the time, over which the learning r
 EARLY_STEPS = 400
 PROMPT_WEIGHT = 0.1      # of the loss, in the early steps; later only responses count
 # Router losses.  The balance loss is the usual one, over the whole batch (all tasks mixed): it
-# keeps experts alive and lets every task have its own.  The focus loss makes experts specialise:
-# it asks that one text spreads its router probability over no more than about FOCUS experts.
-BALANCE, FOCUS_COEF, FOCUS = 1e-2, 2e-2, 8
+# keeps experts alive and lets every task have its own.  The other two make experts specialise:
+# the focus loss asks that one text spreads its router probability over no more than about FOCUS
+# experts, the tail loss is the probability that a task gives to experts beyond its first TASK.
+BALANCE, FOCUS_COEF, FOCUS, TAIL_COEF, TASK = 1e-2, 2e-2, 8, 0.2, 12
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -217,7 +218,7 @@ class Model(torch.nn.Module):
 
 
 def router_losses(routing, batch):
-    """(balance, focus), then for the log each expert's count and the mean entropy of a text."""
+    """(balance, focus, tail); for the log each expert's count and the mean entropy of a text."""
     logits = torch.stack([logits for logits, _ in routing])
     probs = logits.softmax(-1)
     count = torch.stack([torch.bincount(i.flatten(), minlength=EXPERTS) for _, i in routing])
@@ -229,7 +230,11 @@ def router_losses(routing, batch):
     sums = probs.new_zeros(LAYERS, batch["count"], EXPERTS).index_add(1, batch["row"], probs)
     text = sums / torch.bincount(batch["row"])[:, None]
     entropy = -(text * (text + 1e-9).log()).sum(-1)
-    return balance, F.relu(entropy - math.log(FOCUS)).mean(), count, entropy.mean()
+    task = batch["task"][batch["row"]]
+    sums = probs.new_zeros(LAYERS, len(demo_tasks.TASKS), EXPERTS).index_add(1, task, probs)
+    of_task = sums / torch.bincount(task, minlength=sums.shape[1]).clamp(min=1)[:, None]
+    tail = of_task.sort(-1).values[..., :EXPERTS - TASK].sum(-1).mean()
+    return balance, F.relu(entropy - math.log(FOCUS)).mean(), tail, count, entropy.mean()
 
 
 # ---------------------------------------------------------------- export
@@ -342,12 +347,13 @@ def main():
 
         # Batches depend on seed and step only, so that going on repeats none and skips none.
         rng = random.Random(f"{args.seed}-{state['step']}")
-        pairs, size = [], 0
+        pairs, tasks, size = [], [], 0
         while size < BATCH_TOKENS:
-            name = rng.choices(names, state["mix"])[0]
-            pairs.append(next(demo_tasks.training_samples(name, rng, excluded)))
+            tasks += rng.choices(range(len(names)), state["mix"])
+            pairs.append(next(demo_tasks.training_samples(names[tasks[-1]], rng, excluded)))
             size += len(pairs[-1][0]) // 3 + len(pairs[-1][1]) // 2 + 8  # tokens, roughly
         batch = make_batch(tokenizer, pairs)
+        batch["task"] = torch.tensor(tasks)
 
         progress = state["seconds"] / (60 * args.minutes)
         lr = PEAK_LR * min(1.0, (state["step"] + 1) / WARMUP_STEPS)
@@ -362,8 +368,8 @@ def main():
         # Every text counts the same, however long its response.
         row, zeros = batch["row"][wanted], torch.zeros(batch["count"])
         loss = (zeros.index_add(0, row, loss * weight) / zeros.index_add(0, row, weight)).mean()
-        balance, focus, count, entropy = router_losses(routing, batch)
-        total = loss + BALANCE * balance + FOCUS_COEF * focus
+        balance, focus, tail, count, entropy = router_losses(routing, batch)
+        total = loss + BALANCE * balance + FOCUS_COEF * focus + TAIL_COEF * tail
         total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -374,7 +380,7 @@ def main():
         if state["step"] % 50 == 0:
             print(f"step {state['step']} {state['seconds']:.0f}s {state['tokens'] / 1e6:.2f}M "
                   f"loss {mean_loss:.4f} balance {balance.item():.2f} experts/text "
-                  f"{entropy.exp().item():.1f} least used {count.min().item()} lr {lr:.1e}",
+                  f"{entropy.exp().item():.1f} tail {tail.item():.4f} least used {count.min().item()} lr {lr:.1e}",
                   flush=True)
     export(model, tokenizer, args.out)
     print(f"exported to {args.out} after {state['step']} steps, {state['tokens']} tokens")

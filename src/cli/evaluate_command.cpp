@@ -122,16 +122,21 @@ nlohmann::ordered_json results_json(const std::vector<EvaluateTask>& tasks, cons
   return json;
 }
 
+/// What exact match needs, read before the expensive pass.
+struct Questions {
+  Tokenizer tokenizer;
+  std::vector<Task> prompts;
+};
+
 /// Adds exact match to an object that has "tasks".
-void add_exact_match(const Session& session, const Flags& flags, const Model& model, const Plan* plan, nlohmann::ordered_json& json) {
-  const Tokenizer tokenizer = Tokenizer::open(flags.checkpoint);
-  GenerateOptions options = flags.generate_options(session, *model.checkpoint);
+void add_exact_match(const Questions& questions, GenerateOptions options, const Model& model, const Plan* plan,
+                     nlohmann::ordered_json& json) {
   options.plan = plan;
   std::int64_t samples = 0;
   std::int64_t correct = 0;
   std::size_t row = 0;
-  for (const Task& task : flags.prompts(flags.checkpoint, model.vocabulary)) {
-    const ExactMatch match = exact_match(model, tokenizer, task, options);
+  for (const Task& task : questions.prompts) {
+    const ExactMatch match = exact_match(model, questions.tokenizer, task, options);
     json["tasks"][row++].update(match_json(match));
     samples += match.samples;
     correct += match.correct;
@@ -161,13 +166,18 @@ void run_evaluate(const Session& session, const Flags& flags) {
     other.emplace(describe(*other_checkpoint));
   }
   const auto tasks = read_tasks(flags.task.files, flags.checkpoint, flags.task.task_options(model.vocabulary));
+  std::optional<Questions> questions;
+  if (flags.exact_match) {
+    questions.emplace(Questions{Tokenizer::open(flags.checkpoint), flags.prompts(flags.checkpoint, model.vocabulary)});
+  }
   RunOptions options;
   flags.run.apply(options, session, "evaluate");
   const auto results = evaluate(model, tasks, flags.task.count_value(), options, plans, other ? &*other : nullptr);
   nlohmann::ordered_json json = results_json(results, flags);
-  if (flags.exact_match) {
-    add_exact_match(session, flags, model, nullptr, json);
-    for (std::size_t p = 0; p < plans.size(); ++p) add_exact_match(session, flags, model, &plans[p], json["plans"][p]);
+  if (questions) {
+    const GenerateOptions generate = flags.generate_options(session, checkpoint);
+    add_exact_match(*questions, generate, model, nullptr, json);
+    for (std::size_t p = 0; p < plans.size(); ++p) add_exact_match(*questions, generate, model, &plans[p], json["plans"][p]);
   }
   std::string text = table_row("checkpoint", json);
   for (std::size_t p = 0; p < plans.size(); ++p) text += table_row(flags.plans[p], json["plans"][p]);

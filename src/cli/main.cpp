@@ -3,11 +3,14 @@
 #include <csignal>
 #include <new>
 
+#include <malloc.h>
+
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "cli/command.h"
 #include "moetrim/error.h"
+#include "moetrim/suggest.h"
 
 namespace {
 
@@ -27,6 +30,19 @@ int fail(const std::string& message, int code) {
   return code;
 }
 
+/// CLI11 reports a missing option before an unknown one, but the unknown one is usually the misspelt missing one.
+int usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const auto extras = app.remaining(/*recurse=*/true);
+  const auto chosen = app.get_subcommands();
+  if (extras.empty() || chosen.empty()) return app.exit(error) == 0 ? 0 : 2;
+  std::vector<std::string> names;
+  for (const CLI::Option* option : chosen[0]->get_options()) {
+    for (const auto& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  return fail(fmt::format("{}: unknown argument {}{}; see moetrim {} --help", chosen[0]->get_name(), extras[0],
+                          moetrim::did_you_mean(extras[0], names), chosen[0]->get_name()), 2);
+}
+
 int run(const Session& session) {
   try {
     session.run();
@@ -43,10 +59,18 @@ int run(const Session& session) {
   }
 }
 
+/// Weights and tiles come and go in the same few sizes. By default the C library returns blocks of that size to the kernel at
+/// once and takes them back one page fault per 4 KiB.
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace moetrim::cli;
+  keep_freed_memory();
   CLI::App app("moetrim prunes and rewrites Mixture-of-Experts checkpoints for a task.\n"
                "It reads a Hugging Face folder and a few demonstrations, measures every expert, and writes a smaller folder.");
   app.set_version_flag("--version", std::string("moetrim ") + kVersion);
@@ -67,7 +91,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return usage_error(app, error);
   }
   catch_signals();
   return run(session);

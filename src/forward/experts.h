@@ -10,8 +10,8 @@
 
 namespace moetrim {
 
-/// Rows of a tile: from 256 rows on a matrix product runs at full speed, and the tile still fits the cache.
-inline constexpr std::int64_t kExpertTileRows = 256;
+/// Rows of a tile: every tile packs the weights anew inside the matrix product, and at 512 rows that no longer shows.
+inline constexpr std::int64_t kExpertTileRows = 512;
 
 /// The (token, slot) pairs of a layer grouped by expert; within an expert by token.
 struct ExpertRows {

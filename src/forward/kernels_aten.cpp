@@ -89,7 +89,7 @@ void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor&
   const at::Tensor wide = before.to(at::kDouble);
   const at::Tensor lengths = wide.square().sum(1).sqrt() * after.square().sum(1).sqrt();
   const at::Tensor turn = 1.0 - (wide * after).sum(1) / lengths;
-  turns.copy_(at::where(lengths > 0, turn.clamp_min(0), at::zeros_like(turn)));
+  turns.copy_(at::where(lengths == 0, at::zeros_like(turn), turn.clamp_min(0)));
   at::Tensor delta = rounded(numerics, routed);
   if (shared.defined()) delta = rounded(numerics, delta + shared.to(at::kFloat));
   hidden.copy_(before + delta);

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ.get("MOETRIM_BUILD", ROOT / "build"))
+BUILD = Path(os.environ.get("MOETRIM_BUILD", ROOT / "build")).resolve()
 MOETRIM = BUILD / "moetrim"
 
 

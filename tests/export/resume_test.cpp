@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr ExportOptions kSmallShards{.shard_bytes = 900, .overwrite = false};
+constexpr ExportOptions kSmallShards{.shard_bytes = 400, .overwrite = false};
 constexpr const char* kPartial = ".out.moetrim-partial";
 
 struct Stop {};
@@ -125,7 +125,7 @@ TEST_CASE("finished shards are believed only if they still have their bytes and 
     write_text(partial / "folder/x", "x");
   }
   SECTION("another shard size") {
-    options.shard_bytes = 901;
+    options.shard_bytes = 800;
     reused = 0;
   }
   const auto result = work.write({}, options);
