@@ -1,5 +1,6 @@
 // Writes the folder: shards, index, config, side files, record and card; staged, resumable, renamed when whole.
 
+#include <algorithm>
 #include <set>
 #include <vector>
 
@@ -21,6 +22,10 @@ namespace {
 
 using namespace export_detail;
 namespace fs = std::filesystem;
+
+/// Small enough to be hashed and written while it lies in the processor's cache. Writes of 8 MiB took up to six times the
+/// processor time (Linux 6.18, ext4).
+constexpr std::size_t kWriteBytes = std::size_t{512} << 10;
 
 /// One run of export_checkpoint.
 class Export {
@@ -101,8 +106,11 @@ class Export {
     ReadAhead reader(source_, shard.pieces());
     Digest digest;
     for (auto block = reader.next(); !block.empty(); block = reader.next()) {
-      digest.add(block);
-      writer.write(block);
+      for (std::size_t at = 0; at < block.size(); at += kWriteBytes) {
+        const auto part = block.subspan(at, std::min(kWriteBytes, block.size() - at));
+        digest.add(part);
+        writer.write(part);
+      }
       state_.done_bytes += block.size();
       report();
     }
