@@ -274,11 +274,16 @@ def export(model, tokenizer, out):
         "bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD, "torch_dtype": "bfloat16"}
     generation = {"do_sample": False, "eos_token_id": END, "pad_token_id": PAD,
                   "max_new_tokens": 64}
-    for name, value in (("config.json", config), ("generation_config.json", generation)):
+    # By hand, in the spelling that older and newer transformers both read.
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL[END],
+             "pad_token": SPECIAL[PAD], "additional_special_tokens": SPECIAL[:2],
+             "model_max_length": 512, "clean_up_tokenization_spaces": False}
+    tokenizer.save_pretrained(out)
+    for name, value in (("config.json", config), ("generation_config.json", generation),
+                        ("tokenizer_config.json", words)):
         with open(os.path.join(out, name), "w", encoding="utf-8", newline="\n") as f:
             json.dump(value, f, indent=2)
             f.write("\n")
-    tokenizer.save_pretrained(out)
 
 
 # ---------------------------------------------------------------- training
@@ -379,9 +384,9 @@ def main():
         mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
         if state["step"] % 50 == 0:
             print(f"step {state['step']} {state['seconds']:.0f}s {state['tokens'] / 1e6:.2f}M "
-                  f"loss {mean_loss:.4f} balance {balance.item():.2f} experts/text "
-                  f"{entropy.exp().item():.1f} tail {tail.item():.4f} least used {count.min().item()} lr {lr:.1e}",
-                  flush=True)
+                  f"loss {mean_loss:.4f} balance {balance.item():.2f} tail {tail.item():.4f} "
+                  f"experts/text {entropy.exp().item():.1f} least used {count.min().item()} "
+                  f"lr {lr:.1e}", flush=True)
     export(model, tokenizer, args.out)
     print(f"exported to {args.out} after {state['step']} steps, {state['tokens']} tokens")
 

@@ -14,8 +14,8 @@
 
 namespace moetrim::export_detail {
 
-inline constexpr std::size_t kBlockBytes = std::size_t{BB} << 20;
-inline constexpr std::size_t kBlocks = NB;
+inline constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
+inline constexpr std::size_t kBlocks = 4;
 
 /// The blocks, joined, are the pieces, joined. What was read is dropped from the page cache.
 class ReadAhead {

@@ -113,6 +113,10 @@ void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tenso
   table(numerics).gate(factor.const_data_ptr(), x.const_data_ptr(), x.size(0), x.size(1), out.mutable_data_ptr());
 }
 
+void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const std::vector<std::int32_t>& last, double scale) {
+  table({}).softmax(x.mutable_data_ptr<float>(), x.size(0), x.size(1), first.data(), last.data(), static_cast<float>(scale));
+}
+
 void round_product(const Numerics& numerics, at::Tensor& x) {
   if (!numerics.bf16_in_fp32) return;
   if (!x.is_cpu()) return aten::round_product(numerics, x);

@@ -5,6 +5,8 @@
 // has two forms with the same results up to the order of sums: loops for the CPU, and LibTorch operators for other devices.
 #pragma once
 
+#include <vector>
+
 #include <ATen/core/Tensor.h>
 
 #include "forward/numerics.h"
@@ -50,6 +52,10 @@ void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor&
 
 /// out = sigmoid(gate) * x, row by row.  gate [n, 1] tile from a product, x [n, H] tile from a product, out [n, H] tile.
 void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tensor& x, at::Tensor& out);
+
+/// x = softmax(scale * x) over columns [first[r], last[r]) of row r, 0 elsewhere. CPU only.
+/// x [n, S] f32, first and last hold n columns each.
+void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const std::vector<std::int32_t>& last, double scale);
 
 /// Rounds a product to what a tile may hold; needed only where no kernel above reads it next.
 void round_product(const Numerics& numerics, at::Tensor& x);

@@ -22,6 +22,8 @@ struct CpuTable {
                   float* sum, float* norms, float* max_abs);
   void (*finish)(void* hidden, const float* routed, const void* shared, std::int64_t rows, std::int64_t width, double* turns);
   void (*gate)(const void* gate, const void* x, std::int64_t rows, std::int64_t width, void* out);
+  void (*softmax)(float* x, std::int64_t rows, std::int64_t width, const std::int32_t* first, const std::int32_t* last,
+                  float scale);
 };
 
 /// Storage policies, in the order of the tables.

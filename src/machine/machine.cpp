@@ -57,21 +57,37 @@ std::uint64_t left_of(const std::string& limit_file, const std::string& usage_fi
   return *limit - std::min(*limit, used);
 }
 
-/// The process's own group in the hierarchy that /proc/self/cgroup names ("0::/a/b"), and every group above it.
+struct CgroupFiles {
+  const char* limit;
+  const char* usage;
+};
+
+/// What a group and every group above it leave.
+std::uint64_t left_of_groups(const std::string& root, std::string group, const CgroupFiles& files) {
+  std::uint64_t least = kNoLimit;
+  while (true) {
+    const std::string folder = root + group + "/";
+    least = std::min(least, left_of(folder + files.limit, folder + files.usage, folder + "memory.stat"));
+    const auto slash = group.rfind('/');
+    if (slash == std::string::npos) return least;
+    group.resize(slash);
+  }
+}
+
+/// The process's groups as /proc/self/cgroup names them: "0::/a/b" in version 2, "4:memory:/a/b" in version 1.
 std::uint64_t cgroup_available() {
-  std::uint64_t least = left_of("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-                                "/sys/fs/cgroup/memory/memory.stat");
+  std::uint64_t least = kNoLimit;
   std::ifstream in("/proc/self/cgroup");
   std::string line;
   while (std::getline(in, line)) {
-    if (!line.starts_with("0::")) continue;
-    std::string group = line.substr(3);
-    while (true) {
-      const std::string folder = "/sys/fs/cgroup" + group;
-      least = std::min(least, left_of(folder + "/memory.max", folder + "/memory.current", folder + "/memory.stat"));
-      const auto slash = group.rfind('/');
-      if (slash == std::string::npos || group == "/") break;
-      group.resize(slash);
+    const auto second = line.find(':', line.find(':') + 1);
+    if (second == std::string::npos) continue;
+    std::string group = line.substr(second + 1);
+    if (group == "/") group.clear();
+    if (line.starts_with("0::")) {
+      least = std::min(least, left_of_groups("/sys/fs/cgroup", group, {"memory.max", "memory.current"}));
+    } else if (line.find(":memory:") != std::string::npos) {
+      least = std::min(least, left_of_groups("/sys/fs/cgroup/memory", group, {"memory.limit_in_bytes", "memory.usage_in_bytes"}));
     }
   }
   return least;
