@@ -299,7 +299,8 @@ def accuracy(model, tokenizer, pairs):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the demo model and export it.")
-    parser.add_argument("--minutes", type=float, default=60, help="training time in all, of the processor (a busy machine does not shorten it)")
+    parser.add_argument("--minutes", type=float, default=60,
+                        help="training time in all, in processor time (a busy machine takes longer)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", default="demo/model", help="folder for the exported model")

@@ -36,7 +36,8 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   forward.device = options.device;
   forward.threads = options.threads;
   const std::uint64_t budget = budget_of(options);
-  forward.read_ahead_bytes = std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30);
+  forward.read_ahead_bytes =
+      std::min(std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30), model.checkpoint->total_bytes());
   forward.drop_page_cache = model.checkpoint->total_bytes() > budget / 2;
   return forward;
 }
