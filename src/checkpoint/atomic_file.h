@@ -32,6 +32,7 @@ class AtomicFile {
   std::filesystem::path partial_;
   Descriptor descriptor_;
   std::uint64_t written_bytes_ = 0;
+  std::uint64_t flushing_bytes_ = 0;  // of them, those that the disk was asked to write
   bool pending_ = false;  ///< the temporary file is there and ours
 };
 
