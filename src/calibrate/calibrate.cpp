@@ -17,9 +17,8 @@ namespace moetrim {
 
 namespace {
 
-ObserveOptions observe_options(const Model& model, const CalibrateOptions& options) {
-  return {.tcess_top_k = options.tcess_top_k,
-          .tcess_threshold = options.tcess_threshold.value_or(1.0 / static_cast<double>(model.experts_per_token))};
+ObserveOptions observe_options(const CalibrateOptions& options) {
+  return {.tcess_top_k = options.tcess_top_k, .tcess_threshold = options.tcess_threshold};
 }
 
 /// All that can be refused without running anything.
@@ -108,7 +107,7 @@ class Calibration {
       partial_.write_layer(state.group, before);
     }
     LayerStatistics layer = earlier(state.group, routed.layer);
-    observe_layer(routed, group.sequences, observe_options(model_, options_), layer);
+    observe_layer(routed, group.sequences, observe_options(options_), layer);
     partial_.write_layer(state.group, layer);
     if (traces(state.group)) write_trace_layer(trace_folder(), routed, traced(group));
     state.previous_layer = routed.layer;
@@ -146,7 +145,7 @@ class Calibration {
 }  // namespace
 
 StatisticsManifest calibration_manifest(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  const ObserveOptions observe = observe_options(model, options);
+  const ObserveOptions observe = observe_options(options);
   StatisticsManifest manifest;
   manifest.checkpoint_fingerprint = model.checkpoint->fingerprint();
   manifest.family = model.family->name;

@@ -14,7 +14,8 @@ void CalibrateFlags::add(CLI::App& command) {
   command.add_option("--statistics", statistics, "default: all first-order statistics; none: the forward pass alone, for timing")
       ->check(CLI::IsMember({"default", "none"}))->capture_default_str();
   command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
-  command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: least local share; default 1 / experts per token");
+  command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: the least share that counts; -1: all count")
+      ->check(CLI::Range(-1.0, 1.0))->capture_default_str();
   command.add_option("--trace", trace, "Also record the routing of up to N tokens one by one")->check(CLI::NonNegativeNumber);
 }
 

@@ -17,7 +17,7 @@ struct CalibrateFlags {
   RunFlags run;
   std::string statistics = "default";
   int tcess_top_k = 1;
-  std::optional<double> tcess_threshold;
+  double tcess_threshold = -1;
   std::int64_t trace = 0;
 
   void add(CLI::App& command);

@@ -35,8 +35,18 @@ def test_scores_equal_hooks(run, method):
     assert [entry["layer"] for entry in ours["layers"]] == list(layers)
     for entry in ours["layers"]:
         layer = layers[entry["layer"]]
-        theirs = reference.scores(layer, experts, 1 / layer["ids"].shape[1])[method]
-        # A share within rounding of the threshold may fall on either side of it.
+        theirs = reference.scores(layer, experts, -1)[method]
+        np.testing.assert_allclose(entry["scores"], theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_tcess_threshold(run, tmp_path):
+    """With r only shares of at least r count."""
+    folder, _, layers = run
+    moetrim("calibrate", folder / "m", "--task", folder / "task.jsonl", "--dtype", "fp32", "--tcess-threshold", 0.41,
+            "-o", tmp_path / "s.stats")
+    ours = moetrim_json("score", tmp_path / "s.stats", "--method", "tcess")
+    for entry in ours["layers"]:
+        theirs = reference.scores(layers[entry["layer"]], expert_count(run), 0.41)["tcess"]
         np.testing.assert_allclose(entry["scores"], theirs, rtol=1e-4, atol=1e-6)
 
 
