@@ -47,7 +47,7 @@ PROMPT_WEIGHT = 0.1      # of the loss, in the early steps; later only responses
 # keeps experts alive and lets every task have its own.  The other two make experts specialise:
 # the focus loss asks that one text spreads its router probability over no more than about FOCUS
 # experts, the tail loss is the probability that a task gives to experts beyond its first TASK.
-BALANCE, FOCUS_COEF, FOCUS, TAIL_COEF, TASK = 1e-2, 2e-2, 8, 0.2, 12
+BALANCE, FOCUS_COEF, FOCUS, TAIL_COEF, TASK = 1e-2, 2e-2, 8, 0.6, 12
 
 
 # ---------------------------------------------------------------- tokenizer
