@@ -118,14 +118,9 @@ class Generator {
         layer.experts.push_back({expert.gate_up.clone(), expert.down.clone()});
       }
     }
-    const auto one = [&](Role role, at::ScalarType type) {
-      const Tensor& tensor = *model_.global[static_cast<std::size_t>(role)];
-      return load_tensor(tensor, model_.checkpoint->read(tensor).data(), type, numerics_, device_);
-    };
-    embedding_ = one(Role::embedding, numerics_.stored());
-    final_norm_ = one(Role::final_norm, at::kFloat);
-    const bool tied = model_.tied_embeddings || model_.global[static_cast<std::size_t>(Role::head)] == nullptr;
-    head_ = one(tied ? Role::embedding : Role::head, numerics_.tile());
+    const Tensor& table = *model_.global[static_cast<std::size_t>(Role::embedding)];
+    embedding_ = load_tensor(table, model_.checkpoint->read(table).data(), numerics_.stored(), numerics_, device_);
+    head_ = load_head(model_, numerics_, device_);
   }
 
   void run_batch(const std::vector<std::vector<std::int32_t>>& prompts, std::size_t first, std::size_t last,
@@ -248,8 +243,8 @@ class Generator {
     for (const auto length : step.lengths) last.push_back(at += length);
     const at::Tensor rows = step.hidden.index_select(0, at::tensor(last, at::kLong).to(device_));
     at::Tensor normed = at::empty(rows.sizes(), rows.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, rows, final_norm_, model_.norm_epsilon, normed);
-    at::Tensor logits = at::mm(normed, head_.t());
+    kernels::norm_rows(numerics_, rows, head_.final_norm, model_.norm_epsilon, normed);
+    at::Tensor logits = at::mm(normed, head_.head.t());
     kernels::round_product(numerics_, logits);
     const at::Tensor best = logits.argmax(-1).cpu();
     std::vector<Answer*> going_on;
@@ -278,7 +273,8 @@ class Generator {
   std::vector<TileScratch> scratch_;
   const TileContext context_;
   std::vector<ResidentLayer> layers_;
-  at::Tensor embedding_, final_norm_, head_;
+  at::Tensor embedding_;  // [V, H] stored
+  HeadWeights head_;
   ExpertMask mask_;
 };
 

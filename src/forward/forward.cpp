@@ -74,7 +74,6 @@ struct Forward::State {
   const std::vector<bool>* kept_experts(std::int64_t token) const;
   void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
-  void load_head();
 
   const Model& model;
   const ForwardOptions options;
@@ -93,7 +92,7 @@ struct Forward::State {
   at::Tensor moe_input;   // [T, H] stored
   at::Tensor routed_sum;  // [T, H] f32
   std::unique_ptr<WeightStream> stream;
-  at::Tensor final_norm, head;
+  HeadWeights head;  // loaded when logits are first asked for
 };
 
 Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {}
@@ -227,20 +226,10 @@ void Forward::State::finish_tile(const LayerWeights& weights, const Tile& tile, 
   std::copy_n(on_cpu.const_data_ptr<double>(), tile.tokens, routed.turns.begin() + tile.begin);
 }
 
-void Forward::State::load_head() {
-  const auto load = [&](Role role, at::ScalarType type) {
-    const Tensor& tensor = *model.global[static_cast<std::size_t>(role)];
-    return load_tensor(tensor, model.checkpoint->read(tensor).data(), type, numerics, device);
-  };
-  final_norm = load(Role::final_norm, at::kFloat);
-  const bool tied = model.tied_embeddings || model.global[static_cast<std::size_t>(Role::head)] == nullptr;
-  head = load(tied ? Role::embedding : Role::head, numerics.tile());
-}
-
 at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_t> rows) {
   State& s = *state_;
   const c10::InferenceMode no_autograd;
-  if (!s.head.defined()) s.load_head();
+  if (!s.head.head.defined()) s.head = load_head(s.model, s.numerics, s.device);
   const auto count = static_cast<std::int64_t>(rows.size());
   const at::Tensor index = at::tensor(at::IntArrayRef(rows.data(), rows.size()), at::kLong).to(s.device);
   const at::Tensor x = hidden.index_select(0, index);
@@ -250,9 +239,9 @@ at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_
     const auto begin = block * kRows;
     const auto n = std::min(kRows, count - begin);
     at::Tensor normed = at::empty({n, s.model.hidden}, out.options());
-    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.final_norm, s.model.norm_epsilon, normed);
+    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.head.final_norm, s.model.norm_epsilon, normed);
     at::Tensor part = out.narrow(0, begin, n);
-    at::mm_out(part, normed, s.head.t());
+    at::mm_out(part, normed, s.head.head.t());
     kernels::round_product(s.numerics, part);
   });
   return out.to(at::kFloat);

@@ -113,6 +113,15 @@ at::Tensor load_tensor(const Tensor& tensor, const std::byte* bytes, at::ScalarT
   return values.data_ptr() == raw.data_ptr() ? values.clone() : values;
 }
 
+HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device) {
+  const auto load = [&](Role role, at::ScalarType type) {
+    const Tensor& tensor = *model.global[static_cast<std::size_t>(role)];
+    return load_tensor(tensor, model.checkpoint->read(tensor).data(), type, numerics, device);
+  };
+  const bool tied = model.tied_embeddings || model.global[static_cast<std::size_t>(head)] == nullptr;
+  return {load(final_norm, at::kFloat), load(tied ? embedding : head, numerics.tile())};
+}
+
 LayerWeights load_layer(const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
                         const at::Device& device) {
   const GroupReader read(layer, bytes, numerics, device);

@@ -41,6 +41,12 @@ LayerWeights load_layer(const LayerTensors& layer, const WeightBuffer& bytes, co
 /// Turns the bytes of expert_group() into weights. Where no conversion is needed they share the buffer's memory.
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
                           const at::Device& device);
+/// What turns the last hidden states into logits: [H] f32 and [V, H] tile; the embedding serves where embeddings are tied.
+struct HeadWeights {
+  at::Tensor final_norm, head;
+};
+
+HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device);
 /// One tensor of the checkpoint as it is needed: f32 for norms, tile elements for matrices.
 at::Tensor load_tensor(const Tensor& tensor, const std::byte* bytes, at::ScalarType type, const Numerics& numerics,
                        const at::Device& device);
