@@ -1,8 +1,8 @@
 """The recipe of the demo: everything in one command, then nothing to do; and what the demo must show."""
 import json
-import shutil
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from program import ROOT, folder_bytes, moetrim, moetrim_json
 
@@ -25,6 +25,8 @@ def test_a_recipe_runs_once(tmp_path):
     result = moetrim_json("run", recipe(tmp_path))
     assert result["experts"] == {"before": 32, "after": 16}
     assert {"before", "after", "random"} <= set(result["evaluation"][0])
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
     first = folder_bytes(tmp_path / "run")
     again = moetrim("run", tmp_path / "recipe.json")
     for step in ("calibrate", "rewrite", "evaluate"):
