@@ -159,7 +159,7 @@ ExpertWeights load_expert(const Model& model, const LayerTensors& layer, const W
   } else {
     gate_up = convert(view_bytes(first, start, {2 * width, model.hidden}), numerics.tile(), numerics, device);
   }
-  return {gate_up, convert(view_bytes(last, down, {model.hidden, width}), numerics.tile(), numerics, device)};
+  return {gate_up, convert(view_bytes(last, down, {model.hidden, width}), numerics.tile(), numerics, device), bytes};
 }
 
 }  // namespace moetrim

@@ -28,6 +28,7 @@ struct LayerWeights {
 struct ExpertWeights {
   at::Tensor gate_up;   // [2 F, H]
   at::Tensor down;      // [H, F]
+  WeightBuffer bytes = {};  // the memory under them where no conversion was needed: it is reused once this is gone
 };
 
 /// Bytes of a layer without its experts, as one group.
