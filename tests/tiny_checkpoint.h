@@ -1,12 +1,14 @@
 // Small random checkpoints of every family, one tensor per expert or fused, for tests.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -93,46 +95,60 @@ inline std::int64_t length(const TinyModel& tiny, Axis axis) {
     case Axis::F: return tiny.width;
     case Axis::F2: return 2 * tiny.width;
     case Axis::H: return tiny.hidden;
+    case Axis::H2: return 2 * tiny.hidden;
     case Axis::V: return tiny.vocabulary;
     case Axis::Q: return tiny.hidden;       // two heads
+    case Axis::Q2: return 2 * tiny.hidden;
     case Axis::KV: return tiny.hidden / 2;  // one
     case Axis::D: return tiny.hidden / 2;
-    case Axis::S: return tiny.width + 2;
+    case Axis::heads: return 2;
+    case Axis::S: return family_named(tiny.family).shared_width_key == family_named(tiny.family).expert_width_key ? tiny.width : tiny.width + 2;
     case Axis::M: return tiny.width + 4;
-    case Axis::one: return 1;
+    case Axis::latent: return 3;
+    case Axis::latent_rope: return 5;       // two of them rotate
+    case Axis::QN: return 2 * (3 + 2);
+    case Axis::KVN: return 2 * (3 + 4);
+    case Axis::VH: return 2 * 4;
+    default: return 1;                      // gated delta nets and query ranks are left out
   }
-  return 0;
 }
 
-/// True when a checkpoint of this layout has the tensor in this layer.
+/// True when a checkpoint of this layout has a tensor for the role in this layer; families without the layout have the other.
 inline bool wanted(const TinyModel& tiny, const TensorRule& rule, int layer) {
+  const auto& rules = family_named(tiny.family).tensors;
+  const auto known = [&](Role role) { return std::any_of(rules.begin(), rules.end(), [&](const auto& r) { return r.role == role; }); };
+  const bool fused = (tiny.fused && known(Role::fused_gate_up)) || !known(Role::expert_gate);
   const bool moe = is_moe_layer(tiny, layer);
-  const bool dense_part = rule.role >= Role::dense_gate && rule.role <= Role::dense_down;
-  if (dense_part) return !moe;
-  if (rule.role < Role::router) return true;
-  if (!moe) return false;
-  if (rule.role >= Role::fused_gate_up) return tiny.fused;
-  if (rule.role >= Role::expert_gate) return !tiny.fused;
-  const bool old_mixtral_name = rule.name.find("block_sparse_moe") != std::string_view::npos;
-  return tiny.family != "mixtral" || old_mixtral_name != tiny.fused;
+  const bool direct_query = rule.role == Role::query && family_named(tiny.family).attention.latent;
+  switch (where_of(rule.role)) {
+    case Where::model: return false;
+    case Where::every_layer: return !rule.optional;
+    case Where::attention: return !rule.optional || direct_query;
+    case Where::delta_net: return false;
+    case Where::dense: return !moe;
+    case Where::moe: return moe && !rule.optional;
+    case Where::experts: return moe && fused == (rule.role >= Role::fused_gate_up);
+    case Where::mtp: return false;
+  }
+  return false;
 }
 
 inline std::vector<TensorSpec> specs(const TinyModel& tiny) {
   std::vector<TensorSpec> out;
+  std::set<std::pair<Role, int>> seen;  // of several spellings the first
   const auto add = [&](const TensorRule& rule, int layer, int expert) {
     TensorSpec spec{expand_name(rule.name, layer, expert), rule.role == Role::router ? tiny.router_dtype : tiny.dtype, {}};
     for (const Axis axis : rule.axes) spec.shape.push_back(length(tiny, axis));
     out.push_back(std::move(spec));
   };
   for (const TensorRule& rule : family_named(tiny.family).tensors) {
-    if (rule.optional && rule.role != Role::head) continue;
-    if (rule.name.find("{layer}") == std::string_view::npos) {
-      add(rule, -1, -1);
+    if (where_of(rule.role) == Where::model) {
+      if ((!rule.optional || rule.role == Role::head) && seen.emplace(rule.role, -1).second) add(rule, -1, -1);
       continue;
     }
     for (int layer = 0; layer < tiny.layers; ++layer) {
-      if (!wanted(tiny, rule, layer)) continue;
-      const bool each = rule.name.find("{expert}") != std::string_view::npos;
+      if (!wanted(tiny, rule, layer) || !seen.emplace(rule.role, layer).second) continue;
+      const bool each = rule.name.find("{expert}") != std::string::npos;
       for (int expert = 0; expert < (each ? tiny.experts : 1); ++expert) add(rule, layer, each ? expert : -1);
     }
   }
@@ -170,16 +186,34 @@ inline nlohmann::ordered_json config(const TinyModel& tiny) {
   json["num_key_value_heads"] = 1;
   json["head_dim"] = tiny.hidden / 2;
   json[std::string(family.expert_count_keys[0])] = tiny.experts;
-  json["num_experts_per_tok"] = tiny.experts_per_token;
+  // One group, where there are as many as experts per token.
+  const bool groups = family.router.groups == GroupRule::each;
+  json[std::string(family.experts_per_token_keys[0])] = groups ? 1 : tiny.experts_per_token;
   if (tiny.both_aliases) json[std::string(family.expert_count_keys[1])] = tiny.experts;
   if (!family.dense_width_key.empty()) json[std::string(family.dense_width_key)] = tiny.width + 4;
   if (!family.shared_width_key.empty()) json[std::string(family.shared_width_key)] = tiny.width + 2;
   json[std::string(family.expert_width_key)] = tiny.width;
-  if (!family.normalise_key.empty()) json[std::string(family.normalise_key)] = tiny.normalised;
-  if (family.sparse_step_and_list) json["mlp_only_layers"] = tiny.dense_first ? std::vector<int>{0} : std::vector<int>{};
+  if (family.router.normalise == NormaliseGates::by_config) json["norm_topk_prob"] = tiny.normalised;
+  if (family.moe_layers == MoeLayers::sparse_step_and_list) json["mlp_only_layers"] = tiny.dense_first ? std::vector<int>{0} : std::vector<int>{};
+  if (family.moe_layers == MoeLayers::after_dense) json["first_k_dense_replace"] = tiny.dense_first ? 1 : 0;
+  if (family.moe_layers == MoeLayers::interval) json["moe_layer_start_index"] = tiny.dense_first ? 1 : 0;
+  if (!family.shared_count_key.empty()) json[std::string(family.shared_count_key)] = 1;
+  if (family.attention.latent) {
+    json["kv_lora_rank"] = 3;
+    json["qk_nope_head_dim"] = 3;
+    json["qk_rope_head_dim"] = 2;
+    json["v_head_dim"] = 4;
+  }
+  if (family.attention.delta_net) {
+    for (const char* key : {"num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"}) {
+      json[std::string("linear_") + key] = 1;
+    }
+    json["layer_types"] = std::vector<std::string>(static_cast<std::size_t>(tiny.layers), "full_attention");
+  }
   json["rms_norm_eps"] = 1e-6;
   json["max_position_embeddings"] = 64;
   json["rope_theta"] = 10000.0;
+  json["partial_rotary_factor"] = 1.0;
   json["tie_word_embeddings"] = false;
   return json;
 }

@@ -23,6 +23,7 @@ struct ForwardOptions {
   int threads = 0;                   ///< 0: all cores that the process may use
   std::uint64_t read_ahead_bytes = 256ULL << 20;  ///< weights read before they are needed
   bool drop_page_cache = false;      ///< tell the kernel not to keep weights that were read
+  bool mtp = false;                  ///< run multi-token-prediction blocks after the layers
 };
 
 /// Tokens of one sequence inside a batch; attention does not cross sequences.
@@ -32,8 +33,14 @@ struct Sequence {
   int mask = -1;            ///< index into TokenBatch::masks; -1: all experts
 };
 
-/// Which experts may be routed to, per layer: [layers][experts], empty for layers without a restriction.
-using ExpertMask = std::vector<std::vector<bool>>;
+/// Which experts of a layer may be routed to.
+struct LayerMask {
+  std::vector<bool> kept;   ///< [experts]; empty: no restriction
+  bool regroup = false;     ///< the router forgets its groups
+  double gate_scale = 1.0;  ///< multiplies the gates: a correction of router drift
+};
+/// Per layer: [layers].
+using ExpertMask = std::vector<LayerMask>;
 
 struct TokenBatch {
   std::vector<std::int32_t> ids;     ///< [T]
@@ -50,6 +57,7 @@ struct RoutedLayer {
   std::vector<float> probabilities;   ///< [T, E] before selection
   std::vector<std::int32_t> ids;      ///< [T, K] best first
   std::vector<float> gates;           ///< [T, K] what really multiplies the expert's output
+  std::vector<float> input_gates;     ///< [T, K] what multiplies its input instead, gates are 1 then; empty in other families
   std::vector<float> norms;           ///< [T, K] |f|2 of the expert's output before the gate
   std::vector<float> max_abs;         ///< [T, K] max |f| over channels
   std::vector<double> turns;          ///< [T] max(0, 1 - cos(h, h + r)): r is the routed experts' sum, h the residual before it
@@ -75,7 +83,9 @@ class Forward {
   /// @throws InvalidInput naming layer and tensor when a value becomes NaN or infinite.
   void run_layer(RoutedLayer& routed);
 
-  /// [T, H] in the stored precision, on the device: the residual stream after the layers run so far.
+  /// [T, H] in the stored precision, on the device: the residual stream after the layers run so far. A multi-token-prediction
+  /// block k sees at each position the token k + 1 places further on; the last k + 1 tokens of a sequence have none and are
+  /// run with the last token instead, so that their records mean nothing.
   const at::Tensor& hidden() const;
 
   /// Logits [rows.size(), V] fp32 for rows of a residual stream that has passed all layers.

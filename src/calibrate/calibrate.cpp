@@ -149,8 +149,8 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   StatisticsManifest manifest;
   manifest.checkpoint_fingerprint = model.checkpoint->fingerprint();
   manifest.family = model.family->name;
-  manifest.router = "softmax";
-  manifest.router_selects_by_logit = true;
+  manifest.router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax";
+  manifest.router_selects_by_logit = model.selects_by_logit() && model.family->router.score != RouterScore::sparsemixer;
   manifest.gates_normalised = model.normalise_gates;
   manifest.layers = static_cast<int>(model.layers);
   manifest.experts = static_cast<int>(model.experts);

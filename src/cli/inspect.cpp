@@ -21,9 +21,10 @@ Parts count_parts(const Model& model) {
     const TensorRule* rule = model.places[i].rule;
     const Role role = rule == nullptr ? Role::count_ : rule->role;
     if (role == Role::embedding || role == Role::head) parts.embeddings += tensors[i].size;
-    else if (role >= Role::query && role <= Role::key_norm) parts.attention += tensors[i].size;
-    else if (role == Role::router) parts.routers += tensors[i].size;
-    else if (role >= Role::expert_gate && role < Role::count_) parts.experts += tensors[i].size;
+    else if (rule == nullptr) parts.rest += tensors[i].size;
+    else if (where_of(role) == Where::attention || where_of(role) == Where::delta_net) parts.attention += tensors[i].size;
+    else if (role >= Role::router && role <= Role::router_scale) parts.routers += tensors[i].size;
+    else if (where_of(role) == Where::experts) parts.experts += tensors[i].size;
     else parts.rest += tensors[i].size;
   }
   return parts;

@@ -10,8 +10,8 @@
 #include "forward/attention.h"
 #include "forward/experts.h"
 #include "forward/kernels.h"
-#include "forward/linear.h"
 #include "forward/memory_plan.h"
+#include "forward/output_head.h"
 #include "forward/router.h"
 #include "moetrim/error.h"
 #include "moetrim/evaluate.h"
@@ -27,17 +27,12 @@ struct ResidentLayer {
   std::vector<ExpertWeights> experts;
 };
 
-/// Keys and values of one sequence in one layer, [capacity, kv heads, D].
-struct Cache {
-  at::Tensor keys, values;
-};
-
 /// One prompt being answered.
 struct Answer {
   std::size_t prompt = 0;
   std::int64_t length = 0;         ///< tokens in the cache
   std::int32_t next = 0;           ///< token to feed
-  std::vector<Cache> caches;       ///< [layers]
+  std::vector<LayerCache> caches;  ///< [layers]
 };
 
 /// Tokens that go through the layers together: a prompt each, or one token each.
@@ -55,7 +50,7 @@ class Generator {
         forward_options_(forward_options(model, options)),
         device_(forward_options_.device),
         numerics_(Numerics::choose(forward_options_.precision, device_)),
-        rotary_(model.rope, numerics_, device_),
+        rotary_(model, numerics_, device_),
         pool_(device_.is_cpu() ? (options.threads > 0 ? options.threads : usable_cores()) : 1),
         scratch_(static_cast<std::size_t>(pool_.size())),
         context_{model_, numerics_, device_, rotary_} {
@@ -108,18 +103,21 @@ class Generator {
 
   void load() {
     const c10::InferenceMode no_autograd;
-    for (const LayerTensors& tensors : model_.layer) {
+    for (std::int64_t l = 0; l < model_.layers; ++l) {
+      const LayerTensors& tensors = model_.layer[static_cast<std::size_t>(l)];
       ResidentLayer& layer = layers_.emplace_back();
-      layer.weights = load_layer(tensors, read(layer_group(tensors)), numerics_, device_);
+      layer.weights = load_layer(model_, tensors, read(layer_group(tensors)), numerics_, device_);
       for (int e = 0; tensors.sparse && e < model_.experts; ++e) {
         const WeightBuffer bytes = read(expert_group(tensors, e));
-        ExpertWeights expert = load_expert(model_, tensors, bytes, numerics_, device_);
+        ExpertWeights expert = load_expert(model_, tensors, e, bytes, numerics_, device_);
         // Weights that need no conversion share the buffer; they outlive it here.
-        layer.experts.push_back({expert.gate_up.clone(), expert.down.clone()});
+        for (at::Tensor* values : {&expert.gate_up, &expert.gate_up_bias, &expert.down, &expert.down_bias}) {
+          if (values->defined()) *values = values->clone();
+        }
+        expert.bytes.reset();
+        layer.experts.push_back(std::move(expert));
       }
     }
-    const Tensor& table = *model_.global[static_cast<std::size_t>(Role::embedding)];
-    embedding_ = load_tensor(table, model_.checkpoint->read(table).data(), numerics_.stored(), numerics_, device_);
     head_ = load_head(model_, numerics_, device_);
   }
 
@@ -133,17 +131,13 @@ class Generator {
       const auto capacity = static_cast<std::int64_t>(prompts[i].size()) + options_.max_new_tokens;
       rotary_.prepare(capacity);
       answer.prompt = i;
-      for (std::int64_t l = 0; l < model_.layers; ++l) {
-        const auto options = at::TensorOptions().dtype(numerics_.tile()).device(device_);
-        answer.caches.push_back({at::empty({capacity, model_.key_value_heads, model_.head_dim}, options),
-                                 at::empty({capacity, model_.key_value_heads, model_.head_dim}, options)});
-      }
+      for (std::int64_t l = 0; l < model_.layers; ++l) answer.caches.push_back(empty_cache(capacity));
       step.answers.push_back(&answer);
       step.lengths.push_back(static_cast<std::int64_t>(prompts[i].size()));
       ids.insert(ids.end(), prompts[i].begin(), prompts[i].end());
     }
     for (std::int64_t produced = 0; produced < options_.max_new_tokens && !step.answers.empty(); ++produced) {
-      step.hidden = embed(ids);
+      step.hidden = embed(model_, ids, numerics_).to(device_);
       for (std::size_t l = 0; l < layers_.size(); ++l) run_layer(l, step);
       choose(step, out);
       ids.clear();
@@ -152,88 +146,55 @@ class Generator {
     }
   }
 
-  at::Tensor embed(const std::vector<std::int32_t>& ids) const {
-    for (const auto id : ids) {
-      if (id < 0 || id >= model_.vocabulary) {
-        throw InvalidInput(fmt::format("token id {} is outside the vocabulary of {}", id, model_.vocabulary));
-      }
-    }
-    return embedding_.index_select(0, at::tensor(ids, at::kInt).to(device_));
+  /// Latent attention keeps whole keys and values: generating is for models that fit in memory many times over.
+  LayerCache empty_cache(std::int64_t capacity) const {
+    const auto options = at::TensorOptions().dtype(numerics_.tile()).device(device_);
+    const auto value_dim = model_.latent.value > 0 ? model_.latent.value : model_.head_dim;
+    return {.keys = at::empty({capacity, model_.key_value_heads, model_.head_dim}, options),
+            .values = at::empty({capacity, model_.key_value_heads, value_dim}, options),
+            .convolution = {},
+            .state = {}};
   }
 
   void run_layer(std::size_t index, Step& step) {
     const LayerTensors& tensors = model_.layer[index];
     const ResidentLayer& layer = layers_[index];
     TileScratch& own = scratch_[0];
-    attend_cached(index, step);
+    std::vector<SequencePart> parts;
+    for (std::size_t i = 0; i < step.answers.size(); ++i) {
+      parts.push_back({step.lengths[i], step.answers[i]->length, &step.answers[i]->caches[index]});
+    }
+    attend(context_, tensors, layer.weights, parts, step.hidden, own, [this](std::int64_t count, const auto& body) {
+      pool_.run(count, [&](std::int64_t i, int) { body(i); });
+    });
     const auto rows = step.hidden.size(0);
     at::Tensor normed = at::empty({rows, model_.hidden}, step.hidden.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, step.hidden, layer.weights.mlp_norm, model_.norm_epsilon, normed);
+    kernels::norm_rows(numerics_, step.hidden, layer.weights.mlp_norm, normed);
     if (!tensors.sparse) {
       kernels::add_rows(numerics_, step.hidden,
-                        gated_mlp(context_, normed, layer.weights.dense_gate_up, layer.weights.dense_down, own));
+                        gated_mlp(context_, normed, {layer.weights.dense_gate_up, layer.weights.dense_down}, own),
+                        model_.residual_scale);
       return;
     }
     at::Tensor sum = at::zeros({rows, model_.hidden}, step.hidden.options().dtype(at::kFloat));
     run_routed(index, normed, sum);
-    at::Tensor shared;
-    if (layer.weights.shared_down.defined()) {
-      const at::Tensor product = gated_mlp(context_, normed, layer.weights.shared_gate_up, layer.weights.shared_down, own);
-      shared = at::empty_like(normed);
-      kernels::gate_rows(numerics_, linear(normed, layer.weights.shared_router, {}, own.router_logits), product, shared);
-    }
+    const at::Tensor shared = shared_output(context_, layer.weights, normed, own);
     at::Tensor turns = at::empty({rows}, step.hidden.options().dtype(at::kDouble));
-    kernels::finish_rows(numerics_, step.hidden, sum, shared, turns);
-  }
-
-  void attend_cached(std::size_t index, Step& step) {
-    const LayerTensors& tensors = model_.layer[index];
-    const LayerWeights& weights = layers_[index].weights;
-    const auto rows = step.hidden.size(0);
-    const auto queries = model_.heads * model_.head_dim;
-    const auto keys = model_.key_value_heads * model_.head_dim;
-    at::Tensor normed = at::empty({rows, model_.hidden}, step.hidden.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, step.hidden, weights.input_norm, model_.norm_epsilon, normed);
-    TileScratch& own = scratch_[0];
-    at::Tensor qkv = linear(normed, weights.query_key_value, weights.query_key_value_bias, own.qkv);
-    at::Tensor attended = at::empty({rows, queries}, normed.options());
-    const auto layout = head_layout(model_, weights);
-    std::vector<std::int64_t> begins;
-    std::int64_t at = 0;
-    for (const auto length : step.lengths) {
-      begins.push_back(at);
-      at += length;
-    }
-    pool_.run(static_cast<std::int64_t>(step.answers.size()), [&](std::int64_t i, int) {
-      Answer& answer = *step.answers[static_cast<std::size_t>(i)];
-      const auto length = step.lengths[static_cast<std::size_t>(i)];
-      at::Tensor part = qkv.narrow(0, begins[static_cast<std::size_t>(i)], length);
-      const auto seen = answer.length + length;
-      const auto [cosine, sine] = rotary_.rows(seen);
-      kernels::rotate_rows(numerics_, part, layout, cosine.slice(0, answer.length), sine.slice(0, answer.length));
-      const auto heads = [&](std::int64_t from, std::int64_t width) {
-        return part.narrow(1, from, width).view({length, -1, model_.head_dim});
-      };
-      Cache& cache = answer.caches[index];
-      cache.keys.narrow(0, answer.length, length).copy_(heads(queries, keys));
-      cache.values.narrow(0, answer.length, length).copy_(heads(queries + keys, keys));
-      attended.narrow(0, begins[static_cast<std::size_t>(i)], length)
-          .copy_(attention_of(heads(0, queries), cache.keys.narrow(0, 0, seen), cache.values.narrow(0, 0, seen),
-                              tensors.window));
-    });
-    kernels::round_product(numerics_, attended);
-    kernels::add_rows(numerics_, step.hidden, linear(attended, weights.output, weights.output_bias, own.projected));
+    kernels::finish_rows(numerics_, step.hidden, sum, shared, turns, model_.residual_scale);
   }
 
   void run_routed(std::size_t index, const at::Tensor& normed, at::Tensor& sum) {
     const ResidentLayer& layer = layers_[index];
     RoutedLayer routed;
     prepare_record(model_, static_cast<int>(index), normed.size(0), routed);
-    const std::vector<bool>* kept = mask_.empty() || mask_[index].empty() ? nullptr : &mask_[index];
-    route_tile(context_, layer.weights.router, normed, 0, [kept](std::int64_t) { return kept; }, routed, scratch_[0]);
+    const LayerMask* mask = mask_.empty() || mask_[index].kept.empty() ? nullptr : &mask_[index];
+    route_tile(context_, layer.weights, normed, 0, [mask](std::int64_t) { return mask; }, routed, scratch_[0]);
     std::size_t expert = 0;
     const at::Tensor stored = normed.to(numerics_.stored());
-    run_experts(context_, [&] { return layer.experts[expert++]; }, stored, routed, sum, pool_, scratch_);
+    const auto next_expert = [&]() -> ExpertLoader {
+      return [&weights = layer.experts[expert++]] { return weights; };
+    };
+    run_experts(context_, next_expert, stored, routed, sum, pool_, scratch_);
   }
 
   /// Takes the most probable token of every answer; drops the answers that are complete.
@@ -243,9 +204,9 @@ class Generator {
     for (const auto length : step.lengths) last.push_back(at += length);
     const at::Tensor rows = step.hidden.index_select(0, at::tensor(last, at::kLong).to(device_));
     at::Tensor normed = at::empty(rows.sizes(), rows.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, rows, head_.final_norm, model_.norm_epsilon, normed);
-    at::Tensor logits = at::mm(normed, head_.head.t());
-    kernels::round_product(numerics_, logits);
+    kernels::norm_rows(numerics_, rows, head_.final_norm, normed);
+    at::Tensor logits = at::empty({rows.size(0), model_.vocabulary}, normed.options());
+    project_to_vocabulary(model_, numerics_, head_, normed, logits);
     const at::Tensor best = logits.argmax(-1).cpu();
     std::vector<Answer*> going_on;
     for (std::size_t i = 0; i < step.answers.size(); ++i) {
@@ -273,7 +234,6 @@ class Generator {
   std::vector<TileScratch> scratch_;
   const TileContext context_;
   std::vector<ResidentLayer> layers_;
-  at::Tensor embedding_;  // [V, H] stored
   HeadWeights head_;
   ExpertMask mask_;
 };

@@ -19,7 +19,7 @@ ExpertMask mask_of(const Model& model, const Plan& plan) {
   for (const PlanLayer& layer : plan.layers) {
     planned.push_back(layer.layer);
     if (layer.layer < 0 || layer.layer >= model.layers) continue;  // reported below
-    auto& kept = mask[static_cast<std::size_t>(layer.layer)];
+    auto& kept = mask[static_cast<std::size_t>(layer.layer)].kept;
     kept.assign(static_cast<std::size_t>(model.experts), false);
     for (const int expert : layer.keep) kept[static_cast<std::size_t>(expert)] = true;
   }

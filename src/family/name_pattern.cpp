@@ -2,12 +2,17 @@
 
 #include "family/name_pattern.h"
 
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+
 namespace moetrim {
 
 namespace {
 
 constexpr std::string_view kLayer = "{layer}";
 constexpr std::string_view kExpert = "{expert}";
+constexpr std::string_view kMtp = "{mtp}";
 
 /// Takes a decimal of at most six digits from the front of `text`; -1 when there is none.
 int take_number(std::string_view& text) {
@@ -33,11 +38,15 @@ std::optional<NameNumbers> match_name(std::string_view pattern, std::string_view
       name.remove_prefix(1);
       continue;
     }
-    const bool layer = pattern.starts_with(kLayer);
     const int value = take_number(name);
     if (value < 0) return std::nullopt;
-    (layer ? numbers.layer : numbers.expert) = value;
-    pattern.remove_prefix(layer ? kLayer.size() : kExpert.size());
+    const auto take = [&](std::string_view placeholder, int& number) {
+      if (!pattern.starts_with(placeholder)) return false;
+      number = value;
+      pattern.remove_prefix(placeholder.size());
+      return true;
+    };
+    if (!take(kLayer, numbers.layer) && !take(kExpert, numbers.expert) && !take(kMtp, numbers.mtp)) return std::nullopt;
   }
   if (!name.empty()) return std::nullopt;
   return numbers;
@@ -45,9 +54,30 @@ std::optional<NameNumbers> match_name(std::string_view pattern, std::string_view
 
 std::string expand_name(std::string_view pattern, int layer, int expert) {
   std::string out(pattern);
-  if (const auto at = out.find(kLayer); at != std::string::npos) out.replace(at, kLayer.size(), std::to_string(layer));
-  if (const auto at = out.find(kExpert); at != std::string::npos) out.replace(at, kExpert.size(), std::to_string(expert));
+  const auto put = [&](std::string_view placeholder, int number) {
+    if (const auto at = out.find(placeholder); at != std::string::npos) out.replace(at, placeholder.size(), std::to_string(number));
+  };
+  put(kLayer, layer);
+  put(kExpert, expert);
+  put(kMtp, 0);
   return out;
+}
+
+std::string with_expert(std::string_view pattern, std::string_view name, int expert) {
+  std::string_view rest = name;
+  while (!pattern.starts_with(kExpert)) {
+    if (pattern.empty()) throw Error(fmt::format("{} has no expert number", name));
+    if (pattern.front() == '{') {
+      pattern.remove_prefix(pattern.find('}') + 1);
+      take_number(rest);
+    } else {
+      pattern.remove_prefix(1);
+      rest.remove_prefix(1);
+    }
+  }
+  const std::string front(name.substr(0, name.size() - rest.size()));
+  take_number(rest);
+  return fmt::format("{}{}{}", front, expert, rest);
 }
 
 }  // namespace moetrim

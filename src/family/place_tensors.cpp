@@ -3,10 +3,12 @@
 #include "family/place_tensors.h"
 
 #include <algorithm>
+#include <optional>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "family/check_weights.h"
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 
@@ -18,18 +20,14 @@ using enum Role;
 
 std::string checkpoint_name(const Model& model) { return model.checkpoint->folder().string(); }
 
-bool is_per_expert(Role role) { return role == expert_gate || role == expert_up || role == expert_down; }
+[[noreturn]] void refuse(const Model& model, const Tensor& tensor, std::string_view why) {
+  throw InvalidInput(fmt::format("{}: tensor {} {}", checkpoint_name(model), tensor.name, why));
+}
 
-/// True for tensors that only an MoE layer has.
-bool needs_moe_layer(Role role) { return role >= router; }
-bool needs_dense_layer(Role role) { return role == dense_gate || role == dense_up || role == dense_down; }
-
-void check_shape(const Model& model, const Tensor& tensor, const TensorRule& rule) {
-  std::vector<std::int64_t> expected;
-  for (const Axis axis : rule.axes) expected.push_back(model.length(axis));
-  if (tensor.shape == expected) return;
-  throw InvalidInput(fmt::format("{}: tensor {} has shape [{}], expected [{}] from config.json", checkpoint_name(model),
-                                 tensor.name, fmt::join(tensor.shape, ", "), fmt::join(expected, ", ")));
+std::vector<std::int64_t> shape_of(const Model& model, const TensorRule& rule) {
+  std::vector<std::int64_t> shape;
+  for (const Axis axis : rule.axes) shape.push_back(model.length(axis));
+  return shape;
 }
 
 /// Tensors that carry nothing a loader uses, met in old checkpoints.
@@ -37,57 +35,89 @@ bool is_derived(std::string_view name) { return name.ends_with(".rotary_emb.inv_
 
 /// An unknown tensor of an MoE layer may hold one row per expert, and would be left behind when experts go.
 void refuse_expert_axis(const Model& model, const Tensor& tensor) {
+  const auto& untouched = model.family->untouched;
+  const bool apart = std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return tensor.name.starts_with(prefix); });
   const bool named = tensor.name.find(".experts.") != std::string::npos;
-  const bool shaped = !tensor.shape.empty() && tensor.shape[0] == model.experts &&
-                      (tensor.name.find(".mlp.") != std::string::npos || tensor.name.find("moe") != std::string::npos);
+  const bool shaped = !apart && std::find(tensor.shape.begin(), tensor.shape.end(), model.experts) != tensor.shape.end() &&
+                      (tensor.name.find(".mlp.") != std::string::npos || tensor.name.find("moe") != std::string::npos ||
+                       tensor.name.find(".feed_forward.") != std::string::npos);
   if (named || shaped) {
-    throw InvalidInput(fmt::format("{}: tensor {} [{}] has an expert axis but is unknown to family {}; it would not follow "
-                                   "when experts are removed", checkpoint_name(model), tensor.name,
-                                   fmt::join(tensor.shape, ", "), model.family->name));
+    refuse(model, tensor, fmt::format("[{}] has an expert axis but is unknown to family {}; it would not follow when experts "
+                                      "are removed", fmt::join(tensor.shape, ", "), model.family->name));
   }
 }
 
-TensorPlace find_place(const Model& model, const Tensor& tensor) {
-  for (const TensorRule& rule : model.family->tensors) {
-    const auto numbers = match_name(rule.name, tensor.name);
-    if (numbers) return {&rule, numbers->layer, numbers->expert};
+/// The numbers in a name that a rule matches, as a place. A quantised weight's tensors are named after its module.
+std::optional<TensorPlace> match(const Model& model, const TensorRule& rule, const Tensor& tensor,
+                                 const std::optional<PartName>& part) {
+  auto numbers = match_name(rule.name, tensor.name);
+  Part found = Part::values;
+  if (!numbers && part) {
+    const std::string module(part->module);
+    numbers = match_name(rule.name, module + ".weight");
+    if (!numbers) numbers = match_name(rule.name, module);
+    found = part->part;
   }
+  if (!numbers) return std::nullopt;
+  int layer = numbers->layer;
+  if (numbers->mtp >= 0) layer = static_cast<int>(model.layers) + numbers->mtp;
+  if (layer < 0 && where_of(rule.role) == Where::mtp) layer = static_cast<int>(model.layers);
+  return TensorPlace{&rule, layer, numbers->expert, found};
+}
+
+/// Several rules may have the same name: fused experts are met stored either way round. The shape decides.
+TensorPlace find_place(const Model& model, const Tensor& tensor) {
+  const auto part = split_part(tensor.name);
+  std::optional<TensorPlace> first;
+  for (const TensorRule& rule : model.family->tensors) {
+    const auto place = match(model, rule, tensor, part);
+    if (!place) continue;
+    if (shape_of(model, rule) == tensor.shape) return *place;
+    if (!first) first = place;
+  }
+  if (first) return *first;
   if (!is_derived(tensor.name)) refuse_expert_axis(model, tensor);
   return {};
 }
 
-[[noreturn]] void refuse(const Model& model, const Tensor& tensor, std::string_view why) {
-  throw InvalidInput(fmt::format("{}: tensor {} {}", checkpoint_name(model), tensor.name, why));
+void put_part(const Model& model, Weight& weight, const Tensor& tensor, const TensorPlace& place) {
+  const Tensor*& slot = weight.parts[static_cast<std::size_t>(place.part)];
+  if (slot != nullptr) refuse(model, tensor, fmt::format("says the same as {}", slot->name));
+  slot = &tensor;
+  if (place.part == Part::values || weight.rule == nullptr) weight.rule = place.rule;
+}
+
+void check_layer_kind(const Model& model, const Tensor& tensor, const LayerTensors& layer, Where where) {
+  const bool experts = where == Where::moe || where == Where::experts;
+  if (experts && !layer.sparse) refuse(model, tensor, "belongs to a layer that config.json calls dense");
+  if (where == Where::dense && layer.sparse) refuse(model, tensor, "belongs to a layer that config.json calls MoE");
+  if (where == Where::attention && layer.delta_net) refuse(model, tensor, "belongs to a layer that config.json calls linear");
+  if (where == Where::delta_net && !layer.delta_net) refuse(model, tensor, "belongs to a layer that config.json calls attention");
+  if (where == Where::mtp && !layer.mtp) refuse(model, tensor, "belongs to a multi-token-prediction block, but this is none");
 }
 
 void put(Model& model, const Tensor& tensor, const TensorPlace& place) {
   const Role role = place.rule->role;
-  const auto index = static_cast<std::size_t>(role);
-  if (place.layer < 0) {
-    model.global[index] = &tensor;
-    return;
+  if (place.layer < 0) return put_part(model, model.global[static_cast<std::size_t>(role)], tensor, place);
+  if (place.layer >= static_cast<int>(model.layer.size())) {
+    refuse(model, tensor, fmt::format("lies beyond the {} layers of config.json", model.layers));
   }
-  if (place.layer >= model.layers) refuse(model, tensor, fmt::format("lies beyond the {} layers of config.json", model.layers));
   auto& layer = model.layer[static_cast<std::size_t>(place.layer)];
-  if (needs_moe_layer(role) && !layer.sparse) refuse(model, tensor, "belongs to a layer that config.json calls dense");
-  if (needs_dense_layer(role) && layer.sparse) refuse(model, tensor, "belongs to a layer that config.json calls MoE");
-  if (!is_per_expert(role)) {
-    if (layer.by_role[index] != nullptr) refuse(model, tensor, fmt::format("says the same as {}", layer.by_role[index]->name));
-    layer.by_role[index] = &tensor;
-    return;
-  }
+  check_layer_kind(model, tensor, layer, where_of(role));
+  if (place.expert < 0) return put_part(model, layer.by_role[static_cast<std::size_t>(role)], tensor, place);
   if (place.expert >= model.experts) {
     refuse(model, tensor, fmt::format("numbers an expert beyond the {} of config.json", model.experts));
   }
   layer.experts.resize(static_cast<std::size_t>(model.experts));
-  layer.experts[static_cast<std::size_t>(place.expert)][index - static_cast<std::size_t>(expert_gate)] = &tensor;
+  auto& expert = layer.experts[static_cast<std::size_t>(place.expert)];
+  put_part(model, expert[static_cast<std::size_t>(role) - static_cast<std::size_t>(expert_gate)], tensor, place);
 }
 
 std::string wanted_name(const Model& model, Role role, int layer, int expert) {
   for (const TensorRule& rule : model.family->tensors) {
     if (rule.role == role) return expand_name(rule.name, layer, expert);
   }
-  return "?";
+  return fmt::format("of role {}", static_cast<int>(role));
 }
 
 [[noreturn]] void missing(const Model& model, Role role, int layer, int expert) {
@@ -96,7 +126,7 @@ std::string wanted_name(const Model& model, Role role, int layer, int expert) {
 
 void check_experts(const Model& model, const LayerTensors& layer, int index) {
   if (layer.fused()) {
-    if (layer[fused_down] == nullptr) missing(model, fused_down, index, -1);
+    if (!layer[fused_down]) missing(model, fused_down, index, -1);
     if (!layer.experts.empty()) {
       throw InvalidInput(fmt::format("{}: layer {} has its experts both fused and one by one", checkpoint_name(model), index));
     }
@@ -105,21 +135,45 @@ void check_experts(const Model& model, const LayerTensors& layer, int index) {
   if (layer.experts.empty()) missing(model, expert_gate, index, 0);
   for (std::size_t e = 0; e < layer.experts.size(); ++e) {
     for (std::size_t part = 0; part < 3; ++part) {
-      if (layer.experts[e][part] != nullptr) continue;
+      if (layer.experts[e][part]) continue;
       missing(model, static_cast<Role>(static_cast<std::size_t>(expert_gate) + part), index, static_cast<int>(e));
     }
   }
 }
 
-bool is_expert_role(Role role) { return role >= expert_gate; }
+/// Whether a layer must have the tensor of a rule that is not optional.
+bool needed(const Model& model, const LayerTensors& layer, const TensorRule& rule) {
+  switch (where_of(rule.role)) {
+    case Where::model: return false;
+    case Where::every_layer: return true;
+    case Where::attention: return !layer.delta_net;
+    case Where::delta_net: return layer.delta_net;
+    case Where::dense: return !layer.sparse;
+    case Where::moe: return layer.sparse && (rule.role < shared_gate || model.shared_width > 0);
+    case Where::experts: {
+      const bool bias = rule.role == fused_gate_up_bias || rule.role == fused_down_bias;
+      return bias && layer.sparse && layer.fused();
+    }
+    case Where::mtp: return layer.mtp;
+  }
+  return false;
+}
 
 void check_layer(const Model& model, int index) {
   const LayerTensors& layer = model.layer[static_cast<std::size_t>(index)];
   for (const TensorRule& rule : model.family->tensors) {
-    const bool global = rule.name.find("{layer}") == std::string_view::npos;
-    const bool elsewhere = layer.sparse ? needs_dense_layer(rule.role) : needs_moe_layer(rule.role);
-    if (rule.optional || global || elsewhere || is_expert_role(rule.role)) continue;
-    if (layer[rule.role] == nullptr) missing(model, rule.role, index, -1);
+    if (rule.optional || layer[rule.role] || !needed(model, layer, rule)) continue;
+    missing(model, rule.role, index, -1);
+  }
+  if (model.family->attention.latent) {
+    for (const Role role : {query_down, query_down_norm, query_up}) {
+      if (model.latent.query_rank > 0 && !layer[role]) missing(model, role, index, -1);
+    }
+    if (model.latent.query_rank == 0 && !layer[query]) missing(model, query, index, -1);
+  }
+  const bool normed = model.query_key_norm != QueryKeyNorm::none && model.query_key_norm != QueryKeyNorm::unit_after_rope;
+  for (const Role role : {query_norm, key_norm}) {
+    if (normed && !layer.delta_net && !layer[role]) missing(model, role, index, -1);
   }
   if (layer.sparse) check_experts(model, layer, index);
 }
@@ -130,15 +184,14 @@ void place_tensors(Model& model) {
   for (const Tensor& tensor : model.checkpoint->tensors()) {
     const TensorPlace place = find_place(model, tensor);
     model.places.push_back(place);
-    if (place.rule == nullptr) continue;
-    check_shape(model, tensor, *place.rule);
-    put(model, tensor, place);
+    if (place.rule != nullptr) put(model, tensor, place);
   }
+  check_weights(model);
   for (const Role role : {embedding, final_norm}) {
-    if (model.global[static_cast<std::size_t>(role)] == nullptr) missing(model, role, -1, -1);
+    if (!model[role]) missing(model, role, -1, -1);
   }
-  if (model.global[static_cast<std::size_t>(head)] == nullptr && !model.tied_embeddings) missing(model, head, -1, -1);
-  for (int i = 0; i < model.layers; ++i) check_layer(model, i);
+  if (!model[head] && !model.tied_embeddings) missing(model, head, -1, -1);
+  for (int i = 0; i < static_cast<int>(model.layer.size()); ++i) check_layer(model, i);
 }
 
 }  // namespace moetrim

@@ -1,5 +1,6 @@
 // The list of families.
 
+#include <algorithm>
 #include <array>
 
 #include "family/families.h"
@@ -13,6 +14,14 @@ std::span<const Family* const> families() {
 #undef MOETRIM_FAMILY
   };
   return all;
+}
+
+const Family* find_family(std::string_view model_type) {
+  for (const Family* family : families()) {
+    const auto& aliases = family->aliases;
+    if (family->name == model_type || std::find(aliases.begin(), aliases.end(), model_type) != aliases.end()) return family;
+  }
+  return nullptr;
 }
 
 }  // namespace moetrim

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/suggest.h"
 
 namespace moetrim {
 
@@ -21,8 +22,9 @@ RopeKind kind_from_name(const std::string& name, const std::string& where) {
   if (name == "dynamic") return RopeKind::dynamic;
   if (name == "yarn") return RopeKind::yarn;
   if (name == "llama3") return RopeKind::llama3;
-  throw InvalidInput(fmt::format("{}: rope type \"{}\" is not supported; known are default, linear, dynamic, yarn, llama3",
-                                 where, name));
+  if (name == "longrope" || name == "su") return RopeKind::longrope;
+  throw InvalidInput(fmt::format("{}: rope type {} is not supported; known are default, linear, dynamic, yarn, llama3, longrope",
+                                 where, in_quotes(name)));
 }
 
 double yarn_scale(double factor, double mscale) {
@@ -38,11 +40,44 @@ double yarn_attention_factor(const ConfigReader& scaling, double factor) {
   return yarn_scale(factor, 1.0);
 }
 
+/// Divisors of the frequencies, one per rotated pair.
+std::vector<double> read_factors(const ConfigReader& scaling, std::string_view key, std::int64_t pairs) {
+  const auto& list = scaling.raw(key);
+  std::vector<double> out;
+  for (const auto& entry : list) {
+    if (!list.is_array() || !entry.is_number() || !(entry.get<double>() > 0)) break;
+    out.push_back(entry.get<double>());
+  }
+  if (static_cast<std::int64_t>(out.size()) != pairs) {
+    throw InvalidInput(fmt::format("{}: \"{}\" must be a list of {} numbers above 0", scaling.where(), key, pairs));
+  }
+  return out;
+}
+
+/// Phi: other divisors and another factor beyond the original length (LongRoPE, arXiv 2402.13753).
+void read_longrope(Rope& rope, const ConfigReader& scaling) {
+  rope.short_factors = read_factors(scaling, "short_factor", rope.dimensions / 2);
+  rope.long_factors = read_factors(scaling, "long_factor", rope.dimensions / 2);
+  rope.factor = scaling.number_or("factor", static_cast<double>(rope.max_positions) / static_cast<double>(rope.original_max_positions));
+  const double usual = rope.factor <= 1.0 ? 1.0 : std::sqrt(1 + std::log(rope.factor) / std::log(static_cast<double>(rope.original_max_positions)));
+  const double given = scaling.number_or("attention_factor", usual);
+  rope.attention_factor = scaling.number_or("short_mscale", given);
+  rope.long_attention_factor = scaling.number_or("long_mscale", given);
+}
+
 void read_scaling(Rope& rope, const ConfigReader& config, const ConfigReader& scaling) {
   rope.kind = kind_from_name(scaling.text_or("rope_type", scaling.text_or("type", "default")), scaling.where());
   if (rope.kind == RopeKind::standard) return;
   rope.original_max_positions = config.integer_or(
       "original_max_position_embeddings", scaling.integer_or("original_max_position_embeddings", rope.max_positions));
+  if (rope.kind == RopeKind::longrope) return read_longrope(rope, scaling);
+  if (rope.kind == RopeKind::dynamic && scaling.has("alpha")) {
+    // Hunyuan's fixed NTK scaling carries the name of the dynamic one.
+    const auto dimensions = static_cast<double>(rope.dimensions);
+    rope.theta *= std::pow(scaling.number("alpha"), dimensions / (dimensions - 2));
+    rope.kind = RopeKind::standard;
+    return;
+  }
   if (rope.kind == RopeKind::yarn && !scaling.has("factor")) {
     rope.factor = static_cast<double>(rope.max_positions) / static_cast<double>(rope.original_max_positions);
   } else {
@@ -113,7 +148,7 @@ void apply_llama3(const Rope& rope, std::vector<float>& frequencies) {
 
 }  // namespace
 
-Rope read_rope(const ConfigReader& config, std::int64_t head_dim, double default_theta) {
+Rope read_rope(const ConfigReader& config, std::int64_t head_dim, double default_theta, double default_part) {
   Rope rope;
   rope.max_positions = config.integer("max_position_embeddings");
   rope.original_max_positions = rope.max_positions;
@@ -122,15 +157,32 @@ Rope read_rope(const ConfigReader& config, std::int64_t head_dim, double default
   rope.theta = config.number_or("rope_theta", default_theta);
   if (scaled) rope.theta = config.object(key).number_or("rope_theta", rope.theta);
   if (!(rope.theta > 0.0)) throw InvalidInput(fmt::format("{}: \"rope_theta\" must be above 0", config.where()));
-  double rotated = config.number_or("partial_rotary_factor", 1.0);
+  double rotated = config.number_or("partial_rotary_factor", default_part);
   if (scaled) rotated = config.object(key).number_or("partial_rotary_factor", rotated);
   rope.dimensions = static_cast<std::int64_t>(static_cast<double>(head_dim) * rotated);
+  if (config.has("rotary_dim")) rope.dimensions = config.integer("rotary_dim", 1);  // MiniMax
   if (rope.dimensions < 2 || rope.dimensions > head_dim || rope.dimensions % 2 != 0) {
     throw InvalidInput(fmt::format("{}: rope would rotate {} of {} head dimensions; expected an even number from 2 to {}",
                                    config.where(), rope.dimensions, head_dim, head_dim));
   }
   if (scaled) read_scaling(rope, config, config.object(key));
   return rope;
+}
+
+double latent_rope_scale(const ConfigReader& config) {
+  const char* key = config.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  if (!config.has(key)) return 1.0;
+  const ConfigReader scaling = config.object(key);
+  if (scaling.text_or("rope_type", scaling.text_or("type", "default")) == "default") return 1.0;
+  const double all_dim = scaling.number_or("mscale_all_dim", 0.0);
+  if (all_dim == 0.0) return 1.0;
+  const double mscale = yarn_scale(scaling.number("factor"), all_dim);
+  return mscale * mscale;
+}
+
+double rope_attention_factor(const Rope& rope, std::int64_t sequence_length) {
+  const bool beyond = rope.kind == RopeKind::longrope && sequence_length > rope.original_max_positions;
+  return beyond ? rope.long_attention_factor : rope.attention_factor;
 }
 
 std::vector<float> inverse_frequencies(const Rope& rope, std::int64_t sequence_length) {
@@ -144,6 +196,10 @@ std::vector<float> inverse_frequencies(const Rope& rope, std::int64_t sequence_l
   auto frequencies = standard_frequencies(rope.theta, rope.dimensions);
   if (rope.kind == RopeKind::linear) {
     for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
+  }
+  if (rope.kind == RopeKind::longrope) {
+    const auto& factors = sequence_length > rope.original_max_positions ? rope.long_factors : rope.short_factors;
+    for (std::size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= static_cast<float>(factors[i]);
   }
   if (rope.kind == RopeKind::yarn) apply_yarn(rope, frequencies);
   if (rope.kind == RopeKind::llama3) apply_llama3(rope, frequencies);

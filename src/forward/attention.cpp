@@ -1,133 +1,122 @@
-// Attention and the dense MLP over one tile of tokens.
+// Attention over one tile of tokens: the residual step around every kind of it, grouped-query attention, and the dense MLP.
 
 #include "forward/attention.h"
 
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include <ATen/ATen.h>
 
-#include "forward/kernels.h"
 #include "forward/linear.h"
 
 namespace moetrim {
 
-namespace {
-
-/// True where query i of L may see key j of S: not in the future, not beyond the window.
-at::Tensor window_mask(std::int64_t length, std::int64_t keys, std::int64_t window, const at::Device& device) {
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
-  const at::Tensor i = (at::arange(length, options) + (keys - length)).unsqueeze(1);
-  const at::Tensor j = at::arange(keys, options).unsqueeze(0);
-  return (j <= i).logical_and(j > i - window);
+void in_turn(std::int64_t count, const std::function<void(std::int64_t)>& body) {
+  for (std::int64_t i = 0; i < count; ++i) body(i);
 }
 
-/// Queries of a block: small enough to leave out most of the future, large enough for fast products.
-constexpr std::int64_t kQueryBlock = 128;
+namespace {
 
-/// Attention in fp32 on the CPU as matrix products over blocks of queries, all query heads of a key head at once. Twice as
-/// fast as LibTorch's flash attention at a few hundred tokens, since a block multiplies only the keys that it may see.
-at::Tensor blocked_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, std::int64_t window) {
-  const auto length = queries.size(0);
-  const auto offset = keys.size(0) - length;
-  const auto head_dim = queries.size(2);
-  const auto shared = queries.size(1) / keys.size(1);
-  const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  at::Tensor out = at::empty({length, queries.size(1), head_dim}, queries.options());
-  std::vector<std::int32_t> first, last;
-  for (std::int64_t begin = 0; begin < length; begin += kQueryBlock) {
-    const auto count = std::min(kQueryBlock, length - begin);
-    const auto end = offset + begin + count;
-    const auto start = window > 0 ? std::max<std::int64_t>(0, offset + begin - window + 1) : 0;
-    first.clear();
-    last.clear();
-    for (std::int64_t i = 0; i < count; ++i) {
-      const auto position = offset + begin + i;
-      const auto oldest = window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0;
-      first.insert(first.end(), static_cast<std::size_t>(shared), static_cast<std::int32_t>(oldest - start));
-      last.insert(last.end(), static_cast<std::size_t>(shared), static_cast<std::int32_t>(position + 1 - start));
-    }
-    for (std::int64_t head = 0; head < keys.size(1); ++head) {
-      const at::Tensor q = queries.narrow(0, begin, count).narrow(1, head * shared, shared).reshape({count * shared, head_dim});
-      const at::Tensor k = keys.slice(0, start, end).select(1, head);
-      const at::Tensor v = values.slice(0, start, end).select(1, head);
-      at::Tensor scores = at::mm(q, k.t());
-      kernels::softmax_rows(scores, first, last, scale);
-      out.narrow(0, begin, count).narrow(1, head * shared, shared).copy_(at::mm(scores, v).view({count, shared, head_dim}));
-    }
+/// Where each part begins among the rows of a tile.
+std::vector<std::int64_t> part_begins(std::span<const SequencePart> parts) {
+  std::vector<std::int64_t> begins;
+  std::int64_t at = 0;
+  for (const auto& part : parts) {
+    begins.push_back(at);
+    at += part.length;
   }
-  return out.view({length, -1});
+  return begins;
+}
+
+/// Llama-4's layers without rope: queries grow with the logarithm of their position.
+void tune_temperature(const TileContext& context, const SequencePart& part, at::Tensor queries) {
+  const Model& model = context.model;
+  const at::Tensor position = at::arange(part.past, part.past + part.length, queries.options().dtype(at::kFloat)) + 1.0;
+  const at::Tensor scale = at::log1p(at::floor(position / model.temperature_floor)) * model.temperature_scale + 1.0;
+  queries.mul_(scale.unsqueeze(1).to(queries.scalar_type()));
+  if (context.numerics.bf16_in_fp32) queries.copy_(queries.to(at::kBFloat16));
 }
 
 }  // namespace
 
-kernels::HeadLayout head_layout(const Model& model, const LayerWeights& weights) {
-  return {.heads = model.heads,
-          .key_value_heads = model.key_value_heads,
-          .head_dim = model.head_dim,
-          .norm = model.family->query_key_norm,
-          .epsilon = model.norm_epsilon,
-          .clip = model.clip,
-          .query_norm = weights.query_norm,
-          .key_norm = weights.key_norm};
+at::Tensor attend_with_cache(const SequencePart& part, const at::Tensor& queries, const at::Tensor& keys,
+                             const at::Tensor& values, const AttentionRule& rule) {
+  if (part.cache == nullptr) return attention_of(queries, keys, values, rule);
+  const auto seen = part.past + part.length;
+  part.cache->keys.narrow(0, part.past, part.length).copy_(keys);
+  part.cache->values.narrow(0, part.past, part.length).copy_(values);
+  return attention_of(queries, part.cache->keys.narrow(0, 0, seen), part.cache->values.narrow(0, 0, seen), rule);
 }
 
-at::Tensor attention_of(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, std::int64_t window) {
-  const auto length = queries.size(0);
-  const auto seen = keys.size(0);
-  if (queries.is_cpu() && queries.scalar_type() == at::kFloat && length > 1) {
-    return blocked_attention(queries, keys, values, window);
+at::Tensor grouped_query_attention(const TileContext& context, const LayerTensors& layer, const AttentionWeights& weights,
+                                   std::span<const SequencePart> parts, const at::Tensor& normed, TileScratch& scratch,
+                                   const ForEach& for_each) {
+  const Model& model = context.model;
+  const auto rows = normed.size(0);
+  const auto queries = model.heads * model.head_dim;
+  const auto keys = model.key_value_heads * model.head_dim;
+  const at::Tensor qkv = linear(normed, weights.query_key_value, weights.query_key_value_bias, scratch.qkv);
+  at::Tensor attended = grow(scratch.attended, rows, queries, context.numerics.tile(), context.device).narrow(0, 0, rows);
+  const bool unit = model.query_key_norm == QueryKeyNorm::unit_after_rope;
+  const kernels::HeadLayout layout{.heads = model.heads,
+                                   .key_value_heads = model.key_value_heads,
+                                   .head_dim = model.head_dim,
+                                   .norm = unit && !layer.rotates ? QueryKeyNorm::none : model.query_key_norm,
+                                   .clip = model.clip,
+                                   .query_norm = weights.query_norm,
+                                   .key_norm = weights.key_norm};
+  const AttentionRule rule{.scale = model.attention_scale, .window = layer.window, .chunk = layer.chunk, .sinks = weights.sinks};
+  const auto begins = part_begins(parts);
+  for_each(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
+    const SequencePart& sequence = parts[static_cast<std::size_t>(i)];
+    const auto begin = begins[static_cast<std::size_t>(i)];
+    at::Tensor part = qkv.narrow(0, begin, sequence.length);
+    const auto rotation = layer.rotates ? context.rotary.rows(sequence.past, sequence.length) : kernels::Rotation{};
+    kernels::rotate_rows(context.numerics, part, layout, rotation);
+    if (!layer.rotates && model.temperature_tuning) tune_temperature(context, sequence, part.narrow(1, 0, queries));
+    const auto heads = [&](std::int64_t from, std::int64_t width) {
+      return part.narrow(1, from, width).view({sequence.length, -1, model.head_dim});
+    };
+    attended.narrow(0, begin, sequence.length)
+        .copy_(attend_with_cache(sequence, heads(0, queries), heads(queries, keys), heads(queries + keys, keys), rule));
+  });
+  kernels::round_product(context.numerics, attended);
+  if (model.family->attention.output_gate) {
+    at::Tensor gate = qkv.narrow(1, queries + 2 * keys, queries).sigmoid();
+    kernels::round_product(context.numerics, gate);
+    attended.mul_(gate);
+    kernels::round_product(context.numerics, attended);
   }
-  const at::Tensor q = queries.transpose(0, 1).unsqueeze(0);
-  const at::Tensor k = keys.transpose(0, 1).unsqueeze(0);
-  const at::Tensor v = values.transpose(0, 1).unsqueeze(0);
-  const bool masked = window > 0 && seen > window;
-  at::Tensor out;
-  if (masked || (length > 1 && seen > length)) {
-    const at::Tensor mask = window_mask(length, seen, masked ? window : seen, q.device());
-    out = at::scaled_dot_product_attention(q, k, v, mask, 0.0, false, std::nullopt, true);
-  } else {
-    out = at::scaled_dot_product_attention(q, k, v, {}, 0.0, length > 1, std::nullopt, true);
-  }
-  return out.squeeze(0).transpose(0, 1).reshape({length, -1});
+  return attended;
 }
 
 void attend(const TileContext& context, const LayerTensors& layer, const LayerWeights& weights,
-            std::span<const std::int64_t> lengths, at::Tensor& hidden, TileScratch& scratch) {
-  const Model& model = context.model;
+            std::span<const SequencePart> parts, at::Tensor& hidden, TileScratch& scratch, const ForEach& for_each) {
   const auto rows = hidden.size(0);
-  const auto queries = model.heads * model.head_dim;
-  const auto keys = model.key_value_heads * model.head_dim;
-  at::Tensor normed = grow(scratch.normed, rows, model.hidden, context.numerics.tile(), context.device).narrow(0, 0, rows);
-  kernels::norm_rows(context.numerics, hidden, weights.input_norm, model.norm_epsilon, normed);
-  at::Tensor qkv = linear(normed, weights.query_key_value, weights.query_key_value_bias, scratch.qkv);
-  at::Tensor attended = grow(scratch.attended, rows, queries, context.numerics.tile(), context.device).narrow(0, 0, rows);
-  const auto layout = head_layout(model, weights);
-  std::int64_t begin = 0;
-  for (const std::int64_t length : lengths) {
-    at::Tensor part = qkv.narrow(0, begin, length);
-    const auto [cosine, sine] = context.rotary.rows(length);
-    kernels::rotate_rows(context.numerics, part, layout, cosine, sine);
-    const auto heads = [&](std::int64_t from, std::int64_t width) {
-      return part.narrow(1, from, width).view({length, -1, model.head_dim});
-    };
-    attended.narrow(0, begin, length)
-        .copy_(attention_of(heads(0, queries), heads(queries, keys), heads(queries + keys, keys), layer.window));
-    begin += length;
+  at::Tensor normed =
+      grow(scratch.normed, rows, context.model.hidden, context.numerics.tile(), context.device).narrow(0, 0, rows);
+  kernels::norm_rows(context.numerics, hidden, weights.input_norm, normed);
+  at::Tensor mixed;
+  if (layer.delta_net) {
+    mixed = delta_net(context, weights.delta, parts, normed, scratch, for_each);
+  } else if (context.model.family->attention.latent) {
+    mixed = latent_attention(context, weights.latent, parts, normed, scratch, for_each);
+  } else {
+    mixed = grouped_query_attention(context, layer, weights.attention, parts, normed, scratch, for_each);
   }
-  kernels::round_product(context.numerics, attended);
-  kernels::add_rows(context.numerics, hidden, linear(attended, weights.output, weights.output_bias, scratch.projected));
+  kernels::add_rows(context.numerics, hidden, linear(mixed, weights.output, weights.output_bias, scratch.projected),
+                    context.model.residual_scale);
 }
 
-at::Tensor gated_mlp(const TileContext& context, const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& down,
-                     TileScratch& scratch) {
-  const at::Tensor product = linear(x, gate_up, {}, scratch.gate_up);
+at::Tensor gated_mlp(const TileContext& context, const at::Tensor& x, const GatedMlp& mlp, TileScratch& scratch) {
+  const at::Tensor product = linear(x, mlp.gate_up, mlp.gate_up_bias, scratch.gate_up);
   const auto rows = x.size(0);
-  at::Tensor activated =
-      grow(scratch.activated, rows, down.size(1), x.scalar_type(), context.device).narrow(0, 0, rows);
-  kernels::gated_silu(context.numerics, product, activated);
-  return linear(activated, down, {}, scratch.mlp_out);
+  at::Tensor activated = grow(scratch.activated, rows, mlp.down.size(1), x.scalar_type(), context.device).narrow(0, 0, rows);
+  if (context.model.family->activation == Activation::silu) {
+    kernels::gated_silu(context.numerics, product, activated);
+  } else {
+    kernels::clamped_swiglu(context.numerics, product, context.model.swiglu_limit, context.model.swiglu_alpha, activated);
+  }
+  return linear(activated, mlp.down, mlp.down_bias, scratch.mlp_out);
 }
 
 }  // namespace moetrim

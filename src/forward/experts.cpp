@@ -3,6 +3,7 @@
 #include "forward/experts.h"
 
 #include <algorithm>
+#include <mutex>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -14,9 +15,27 @@ namespace moetrim {
 
 namespace {
 
+/// Weights that the first worker who needs them makes, while the others go on with other experts.
+class LazyExpert {
+ public:
+  explicit LazyExpert(ExpertLoader load) : load_(std::move(load)) {}
+  const ExpertWeights& weights() {
+    std::call_once(once_, [this] {
+      weights_ = load_();
+      load_ = nullptr;
+    });
+    return weights_;
+  }
+
+ private:
+  ExpertLoader load_;
+  std::once_flag once_;
+  ExpertWeights weights_;
+};
+
 /// A slice of one expert's rows, and its number in the order of sums.
 struct TileTask {
-  std::shared_ptr<const ExpertWeights> weights;
+  std::shared_ptr<LazyExpert> expert;
   std::int64_t begin = 0, end = 0;
   std::int64_t number = 0;
 };
@@ -24,7 +43,7 @@ struct TileTask {
 /// Hands out tiles expert by expert; the worker that crosses into a new expert fetches its weights.
 class TileQueue {
  public:
-  TileQueue(const ExpertRows& rows, const std::function<ExpertWeights()>& next_expert, std::int64_t tile_rows)
+  TileQueue(const ExpertRows& rows, const std::function<ExpertLoader()>& next_expert, std::int64_t tile_rows)
       : rows_(rows), next_expert_(next_expert), tile_rows_(tile_rows) {}
 
   std::optional<TileTask> take() {
@@ -33,22 +52,22 @@ class TileQueue {
     while (next_row_ == expert_end_) {
       if (expert_ == experts) return std::nullopt;
       // An expert without rows is fetched all the same: the stream delivers every expert in turn.
-      weights_ = std::make_shared<const ExpertWeights>(next_expert_());
+      lazy_ = std::make_shared<LazyExpert>(next_expert_());
       next_row_ = rows_.start[expert_];
       expert_end_ = rows_.start[++expert_];
     }
-    TileTask task{weights_, next_row_, std::min(next_row_ + tile_rows_, expert_end_), number_++};
+    TileTask task{lazy_, next_row_, std::min(next_row_ + tile_rows_, expert_end_), number_++};
     next_row_ = task.end;
-    if (next_row_ == expert_end_) weights_.reset();
+    if (next_row_ == expert_end_) lazy_.reset();
     return task;
   }
 
  private:
   const ExpertRows& rows_;
-  const std::function<ExpertWeights()>& next_expert_;
+  const std::function<ExpertLoader()>& next_expert_;
   std::int64_t tile_rows_;
   std::mutex mutex_;
-  std::shared_ptr<const ExpertWeights> weights_;
+  std::shared_ptr<LazyExpert> lazy_;
   std::size_t expert_ = 0;
   std::int64_t next_row_ = 0, expert_end_ = 0, number_ = 0;
 };
@@ -57,6 +76,7 @@ class TileQueue {
 struct TileRows {
   at::Tensor tokens;  // [n] i32
   at::Tensor gates;   // [n] f32
+  at::Tensor input_gates;  // [n] f32, undefined in most families
 
   TileRows(const RoutedLayer& routed, const ExpertRows& rows, const TileTask& task, const at::Device& device) {
     const auto count = task.end - task.begin;
@@ -68,6 +88,14 @@ struct TileRows {
       const std::int64_t pair = rows.pairs[static_cast<std::size_t>(task.begin + i)];
       token[i] = static_cast<std::int32_t>(pair / routed.experts_per_token);
       gate[i] = routed.gates[static_cast<std::size_t>(pair)];
+    }
+    if (!routed.input_gates.empty()) {
+      input_gates = at::empty({count}, at::kFloat);
+      auto* input_gate = input_gates.mutable_data_ptr<float>();
+      for (std::int64_t i = 0; i < count; ++i) {
+        input_gate[i] = routed.input_gates[static_cast<std::size_t>(rows.pairs[static_cast<std::size_t>(task.begin + i)])];
+      }
+      input_gates = input_gates.to(device);
     }
     tokens = tokens.to(device);
     gates = gates.to(device);
@@ -101,16 +129,20 @@ ExpertRows ExpertRows::group(const RoutedLayer& routed) {
 }
 
 at::Tensor expert_tile(const TileContext& context, const ExpertWeights& expert, const at::Tensor& x, const at::Tensor& rows,
-                       TileScratch& scratch) {
+                       const at::Tensor& input_gates, TileScratch& scratch) {
   const auto count = rows.size(0);
   at::Tensor gathered =
       grow(scratch.gathered, std::max(count, kExpertTileRows), x.size(1), context.numerics.tile(), context.device)
           .narrow(0, 0, count);
   kernels::gather_rows(context.numerics, x, rows, gathered);
-  return gated_mlp(context, gathered, expert.gate_up, expert.down, scratch);
+  if (input_gates.defined()) {
+    gathered.mul_(input_gates.unsqueeze(1).to(gathered.scalar_type()));
+    kernels::round_product(context.numerics, gathered);
+  }
+  return gated_mlp(context, gathered, {expert.gate_up, expert.down, expert.gate_up_bias, expert.down_bias}, scratch);
 }
 
-void run_experts(const TileContext& context, const std::function<ExpertWeights()>& next_expert, const at::Tensor& x,
+void run_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const at::Tensor& x,
                  RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool, std::vector<TileScratch>& scratch) {
   const ExpertRows rows = ExpertRows::group(routed);
   TileQueue queue(rows, next_expert, kExpertTileRows);
@@ -120,7 +152,7 @@ void run_experts(const TileContext& context, const std::function<ExpertWeights()
       while (const auto task = queue.take()) {
         const TileRows tile(routed, rows, *task, context.device);
         const at::Tensor out =
-            expert_tile(context, *task->weights, x, tile.tokens, scratch[static_cast<std::size_t>(worker)]);
+            expert_tile(context, task->expert->weights(), x, tile.tokens, tile.input_gates, scratch[static_cast<std::size_t>(worker)]);
         at::Tensor norms = at::empty({out.size(0)}, out.options().dtype(at::kFloat));
         at::Tensor max_abs = at::empty_like(norms);
         if (!turn.wait(task->number)) return;
@@ -133,6 +165,19 @@ void run_experts(const TileContext& context, const std::function<ExpertWeights()
       throw;
     }
   });
+}
+
+at::Tensor shared_output(const TileContext& context, const LayerWeights& weights, const at::Tensor& x, TileScratch& scratch) {
+  if (!weights.shared_down.defined()) return {};
+  at::Tensor product = gated_mlp(context, x, {weights.shared_gate_up, weights.shared_down}, scratch);
+  if (!weights.shared_router.defined()) {
+    kernels::round_product(context.numerics, product);
+    return product;
+  }
+  const at::Tensor gate = linear(x, weights.shared_router, {}, scratch.router_logits);
+  at::Tensor out = grow(scratch.shared, x.size(0), x.size(1), x.scalar_type(), context.device).narrow(0, 0, x.size(0));
+  kernels::gate_rows(context.numerics, gate, product, out);
+  return out;
 }
 
 }  // namespace moetrim

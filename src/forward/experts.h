@@ -21,16 +21,24 @@ struct ExpertRows {
   static ExpertRows group(const RoutedLayer& routed);
 };
 
+/// Makes an expert's weights of bytes that are there: conversion and dequantisation, worth a thread of its own.
+using ExpertLoader = std::function<ExpertWeights()>;
+
 /// Runs every expert over its rows and adds gate * output into `sum`. Fills routed.norms and routed.max_abs.
 /// Tiles are computed by any worker but added in the order (expert, token): one order of sums whatever the thread count.
-/// @param next_expert  weights of expert 0, 1, … in turn; called once per expert, never concurrently.
+/// @param next_expert  fetches expert 0, 1, … in turn, never concurrently; what it returns makes the weights, once and on
+///                     any worker.
 /// @param x            [T, H] stored, the block's normalised input
 /// @param sum          [T, H] f32, zeroed by the caller
-void run_experts(const TileContext& context, const std::function<ExpertWeights()>& next_expert, const at::Tensor& x,
+void run_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const at::Tensor& x,
                  RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool, std::vector<TileScratch>& scratch);
 
 /// One tile: gathers the rows of `pairs`, runs the expert, and returns its output [n, H] (a product, not yet rounded).
+/// @param input_gates  [n] f32 that multiply the rows first, or undefined
 at::Tensor expert_tile(const TileContext& context, const ExpertWeights& expert, const at::Tensor& x, const at::Tensor& rows,
-                       TileScratch& scratch);
+                       const at::Tensor& input_gates, TileScratch& scratch);
+
+/// Output [n, H] tile, rounded, of the experts that see every token; undefined where the layer has none. x [n, H] tile.
+at::Tensor shared_output(const TileContext& context, const LayerWeights& weights, const at::Tensor& x, TileScratch& scratch);
 
 }  // namespace moetrim

@@ -13,6 +13,7 @@
 #include "forward/experts.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
+#include "forward/output_head.h"
 #include "forward/router.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
@@ -40,7 +41,7 @@ at::Device parse_device(const std::string& name) {
 /// Consecutive sequences that are worked on together.
 struct Tile {
   std::int64_t begin = 0, tokens = 0;
-  std::vector<std::int64_t> lengths;
+  std::vector<SequencePart> parts;
 };
 
 std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
@@ -48,10 +49,10 @@ std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
   std::vector<int> token_masks;  // [T] when the batch has masks
   for (const Sequence& sequence : sequences) {
     if (tiles.empty() || tiles.back().tokens + sequence.length > kTileTokens) {
-      tiles.push_back({.begin = sequence.begin, .tokens = 0, .lengths = {}});
+      tiles.push_back({.begin = sequence.begin, .tokens = 0, .parts = {}});
     }
     tiles.back().tokens += sequence.length;
-    tiles.back().lengths.push_back(sequence.length);
+    tiles.back().parts.push_back({.length = sequence.length});
   }
   return tiles;
 }
@@ -64,14 +65,16 @@ struct Forward::State {
         options(o),
         device(parse_device(o.device)),
         numerics(Numerics::choose(o.precision, device)),
-        rotary(m.rope, numerics, device),
+        rotary(m, numerics, device),
         pool(device.is_cpu() ? (o.threads > 0 ? o.threads : usable_cores()) : 1),
         scratch(static_cast<std::size_t>(pool.size())),
         context{model, numerics, device, rotary} {}
 
+  std::size_t end() const { return static_cast<std::size_t>(model.layers + (options.mtp ? model.mtp_layers : 0)); }
   void open_weights();
+  void join_next_tokens(const LayerWeights& weights);
   void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
-  const std::vector<bool>* kept_experts(std::int64_t token) const;
+  const LayerMask* mask_of_token(std::int64_t token) const;
   void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
 
@@ -99,12 +102,12 @@ Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std
 Forward::~Forward() = default;
 
 int Forward::next_layer() const { return state_->layer; }
-bool Forward::done() const { return state_->layer >= state_->model.layers; }
+bool Forward::done() const { return static_cast<std::size_t>(state_->layer) >= state_->end(); }
 const at::Tensor& Forward::hidden() const { return state_->hidden; }
 
 void Forward::State::open_weights() {
   std::vector<WeightGroup> groups;
-  for (auto l = static_cast<std::size_t>(layer); l < model.layer.size(); ++l) {
+  for (auto l = static_cast<std::size_t>(layer); l < end(); ++l) {
     const LayerTensors& tensors = model.layer[l];
     groups.push_back(layer_group(tensors));
     if (!tensors.sparse) continue;
@@ -115,29 +118,8 @@ void Forward::State::open_weights() {
 }
 
 void Forward::begin(TokenBatch batch) {
-  State& s = *state_;
   const c10::InferenceMode no_autograd;
-  const Tensor& table = *s.model.global[static_cast<std::size_t>(Role::embedding)];
-  const std::uint64_t row_bytes = table.size / static_cast<std::uint64_t>(table.shape[0]);
-  const auto count = static_cast<std::int64_t>(batch.ids.size());
-  // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
-  std::vector<std::byte> row(row_bytes);
-  std::map<std::int32_t, at::Tensor> rows;
-  std::vector<at::Tensor> picked;
-  at::Tensor hidden = at::empty({count, s.model.hidden}, at::TensorOptions().dtype(s.numerics.stored()));
-  for (std::int64_t t = 0; t < count; ++t) {
-    const std::int32_t id = batch.ids[static_cast<std::size_t>(t)];
-    if (id < 0 || id >= s.model.vocabulary) {
-      throw InvalidInput(fmt::format("token id {} at position {} is outside the vocabulary of {}", id, t, s.model.vocabulary));
-    }
-    auto& values = rows[id];
-    if (!values.defined()) {
-      s.model.checkpoint->read(table, row_bytes * static_cast<std::uint64_t>(id), row);
-      values = at::from_blob(row.data(), {s.model.hidden}, at::TensorOptions().dtype(scalar_type(table)))
-                   .to(s.numerics.stored(), /*non_blocking=*/false, /*copy=*/true);
-    }
-    hidden[t].copy_(values);
-  }
+  const at::Tensor hidden = embed(state_->model, batch.ids, state_->numerics);
   resume(std::move(batch), 0, hidden);
 }
 
@@ -163,11 +145,49 @@ void Forward::run_layer(RoutedLayer& routed) {
   const c10::InferenceMode no_autograd;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
   const WeightBuffer bytes = s.stream->next();
-  const LayerWeights weights = load_layer(tensors, bytes, s.numerics, s.device);
+  const LayerWeights weights = load_layer(s.model, tensors, bytes, s.numerics, s.device);
+  if (tensors.mtp) s.join_next_tokens(weights);
   prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
   s.run_attention(tensors, weights, routed);
   if (tensors.sparse) s.run_moe(tensors, weights, routed);
+  if (tensors.mtp) {
+    at::Tensor normed = at::empty(s.hidden.sizes(), s.hidden.options().dtype(s.numerics.tile()));
+    kernels::norm_rows(s.numerics, s.hidden, weights.mtp.final_norm, normed);
+    s.hidden.copy_(normed);
+  }
   ++s.layer;
+}
+
+/// What a multi-token-prediction block reads: projection of [norm(embedding of a later token), norm(hidden)] (DeepSeek-V3,
+/// arXiv 2412.19437 equation 21). The first block sees the hidden states after the model's final norm.
+void Forward::State::join_next_tokens(const LayerWeights& weights) {
+  const auto tile = at::TensorOptions().dtype(numerics.tile()).device(device);
+  if (!head.head.defined()) head = load_head(model, numerics, device);
+  if (layer == model.layers) {
+    at::Tensor normed = at::empty(hidden.sizes(), tile);
+    kernels::norm_rows(numerics, hidden, head.final_norm, normed);
+    hidden.copy_(normed);
+  }
+  const std::int64_t ahead = layer - model.layers + 1;
+  std::vector<std::int32_t> ids(batch.ids.size());
+  for (const Sequence& sequence : batch.sequences) {
+    for (std::int64_t t = 0; t < sequence.length; ++t) {
+      const std::int64_t seen = std::min(t + ahead, sequence.length - 1);
+      ids[static_cast<std::size_t>(sequence.begin + t)] = batch.ids[static_cast<std::size_t>(sequence.begin + seen)];
+    }
+  }
+  const at::Tensor embedded = embed(model, ids, numerics).to(device);
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int) {
+    const Tile& rows = tiles[static_cast<std::size_t>(index)];
+    at::Tensor joined = at::empty({2, rows.tokens, model.hidden}, tile);
+    at::Tensor tokens = joined[0];
+    at::Tensor before = joined[1];
+    kernels::norm_rows(numerics, embedded.narrow(0, rows.begin, rows.tokens), weights.mtp.embedding_norm, tokens);
+    kernels::norm_rows(numerics, hidden.narrow(0, rows.begin, rows.tokens), weights.mtp.hidden_norm, before);
+    at::Tensor product = at::mm(at::cat({tokens, before}, 1), weights.mtp.projection.t());
+    kernels::round_product(numerics, product);
+    hidden.narrow(0, rows.begin, rows.tokens).copy_(product);
+  });
 }
 
 void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
@@ -175,28 +195,35 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
     at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
-    attend(context, tensors, weights, tile.lengths, rows, own);
+    attend(context, tensors, weights, tile.parts, rows, own);
     at::Tensor normed = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, tile.tokens);
-    kernels::norm_rows(numerics, rows, weights.mlp_norm, model.norm_epsilon, normed);
+    kernels::norm_rows(numerics, rows, weights.mlp_norm, normed);
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
-      route_tile(context, weights.router, normed, tile.begin, [this](auto token) { return kept_experts(token); }, routed, own);
+      route_tile(context, weights, normed, tile.begin, [this](auto token) { return mask_of_token(token); }, routed, own);
     } else {
-      kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own));
+      kernels::add_rows(numerics, rows, gated_mlp(context, normed, {weights.dense_gate_up, weights.dense_down}, own),
+                        model.residual_scale);
     }
   });
 }
 
-const std::vector<bool>* Forward::State::kept_experts(std::int64_t token) const {
+const LayerMask* Forward::State::mask_of_token(std::int64_t token) const {
   const int mask = token_masks.empty() ? -1 : token_masks[static_cast<std::size_t>(token)];
   if (mask < 0) return nullptr;
-  const auto& kept = batch.masks[static_cast<std::size_t>(mask)][static_cast<std::size_t>(layer)];
-  return kept.empty() ? nullptr : &kept;
+  const auto& of_layer = batch.masks[static_cast<std::size_t>(mask)][static_cast<std::size_t>(layer)];
+  return of_layer.kept.empty() ? nullptr : &of_layer;
 }
 
 void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
   routed_sum.zero_();
-  const auto next_expert = [&] { return load_expert(model, tensors, stream->next(), numerics, device); };
+  int expert = 0;
+  const auto next_expert = [&]() -> ExpertLoader {
+    return [this, &tensors, number = expert++, bytes = stream->next()] {
+      const c10::InferenceMode no_autograd;
+      return load_expert(model, tensors, number, bytes, numerics, device);
+    };
+  };
   run_experts(context, next_expert, moe_input, routed, routed_sum, pool, scratch);
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
@@ -215,13 +242,11 @@ void Forward::State::finish_tile(const LayerWeights& weights, const Tile& tile, 
     const at::Tensor x = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device)
                              .narrow(0, 0, tile.tokens)
                              .copy_(moe_input.narrow(0, tile.begin, tile.tokens));
-    const at::Tensor product = gated_mlp(context, x, weights.shared_gate_up, weights.shared_down, own);
-    const at::Tensor gate = linear(x, weights.shared_router, {}, own.router_logits);
-    shared = grow(own.shared, tile.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, tile.tokens);
-    kernels::gate_rows(numerics, gate, product, shared);
+    shared = shared_output(context, weights, x, own);
   }
   at::Tensor turns = at::empty({tile.tokens}, at::TensorOptions().dtype(at::kDouble).device(device));
-  kernels::finish_rows(numerics, rows, routed_sum.narrow(0, tile.begin, tile.tokens), shared, turns);
+  kernels::finish_rows(numerics, rows, routed_sum.narrow(0, tile.begin, tile.tokens), shared, turns,
+                       model.residual_scale);
   const at::Tensor on_cpu = turns.cpu();
   std::copy_n(on_cpu.const_data_ptr<double>(), tile.tokens, routed.turns.begin() + tile.begin);
 }
@@ -239,10 +264,9 @@ at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_
     const auto begin = block * kRows;
     const auto n = std::min(kRows, count - begin);
     at::Tensor normed = at::empty({n, s.model.hidden}, out.options());
-    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.head.final_norm, s.model.norm_epsilon, normed);
+    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.head.final_norm, normed);
     at::Tensor part = out.narrow(0, begin, n);
-    at::mm_out(part, normed, s.head.head.t());
-    kernels::round_product(s.numerics, part);
+    project_to_vocabulary(s.model, s.numerics, s.head, normed, part);
   });
   return out.to(at::kFloat);
 }

@@ -28,50 +28,82 @@ const CpuTable& table(const Numerics& numerics) {
   return tables[numerics.bf16_in_fp32 ? kBf16InFp32 : kBf16];
 }
 
-}  // namespace
-
-void norm_rows(const Numerics& numerics, const at::Tensor& x, const at::Tensor& weight, double epsilon, at::Tensor& out) {
-  if (!x.is_cpu()) return aten::norm_rows(numerics, x, weight, epsilon, out);
-  table(numerics).norm_rows(x.const_data_ptr(), x.stride(0), weight.const_data_ptr<float>(), static_cast<float>(epsilon),
-                            x.size(0), x.size(1), out.mutable_data_ptr());
+NormArguments arguments(const Norm& norm) {
+  return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
+          .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
+          .epsilon = static_cast<float>(norm.epsilon),
+          .weight_in_fp32 = norm.kind != NormKind::rms};
 }
 
-void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& layout, const at::Tensor& cosine,
-                 const at::Tensor& sine) {
-  if (!qkv.is_cpu()) return aten::rotate_rows(numerics, qkv, layout, cosine, sine);
+}  // namespace
+
+void norm_rows(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
+  if (!x.is_cpu()) return aten::norm_rows(numerics, x, norm, out);
+  table(numerics).norm_rows(x.const_data_ptr(), x.stride(0), arguments(norm), x.size(0), x.size(1), out.mutable_data_ptr());
+}
+
+void norm_product(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
+  if (!x.is_cpu()) return aten::norm_product(numerics, x, norm, out);
+  out.copy_(x);
+  const auto width = out.size(1);
+  for (std::int64_t t = 0; t < out.size(0); ++t) {
+    auto* row = static_cast<std::byte*>(out.mutable_data_ptr()) + t * out.stride(0) * static_cast<std::int64_t>(out.element_size());
+    table(numerics).round(row, width);
+    table(numerics).norm_tile(row, arguments(norm), width);
+  }
+}
+
+void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& layout, const Rotation& rotation) {
+  if (!qkv.is_cpu()) return aten::rotate_rows(numerics, qkv, layout, rotation);
   const CpuTable& loops = table(numerics);
   const auto width = qkv.size(1);
   const auto queries = layout.heads * layout.head_dim;
   const auto keys = layout.key_value_heads * layout.head_dim;
   const auto rotated = queries + keys;
-  const auto half = cosine.size(1);
+  const bool turns = rotation.cosine.defined();
+  const auto half = turns ? rotation.cosine.size(1) : 0;
   const auto element = static_cast<std::int64_t>(qkv.element_size());
-  const auto epsilon = static_cast<float>(layout.epsilon);
   const auto limit = static_cast<float>(layout.clip);
+  const bool after = layout.norm == QueryKeyNorm::per_head_after_rope || layout.norm == QueryKeyNorm::unit_after_rope;
   for (std::int64_t t = 0; t < qkv.size(0); ++t) {
     auto* row = static_cast<std::byte*>(qkv.mutable_data_ptr()) + t * width * element;
     loops.round(row, width);
     if (layout.norm == QueryKeyNorm::full) {
-      loops.norm_tile(row, layout.query_norm.const_data_ptr<float>(), epsilon, queries);
-      loops.norm_tile(row + queries * element, layout.key_norm.const_data_ptr<float>(), epsilon, keys);
+      loops.norm_tile(row, arguments(layout.query_norm), queries);
+      loops.norm_tile(row + queries * element, arguments(layout.key_norm), keys);
     }
-    if (layout.clip > 0) loops.clamp(row, limit, width);
-    const float* c = cosine.const_data_ptr<float>() + t * half;
-    const float* s = sine.const_data_ptr<float>() + t * half;
+    if (layout.clip > 0) loops.clamp(row, limit, queries + 2 * keys);
     for (std::int64_t at = 0; at < rotated; at += layout.head_dim) {
       auto* head = row + at * element;
-      if (layout.norm == QueryKeyNorm::per_head) {
-        const at::Tensor& weight = at < queries ? layout.query_norm : layout.key_norm;
-        loops.norm_tile(head, weight.const_data_ptr<float>(), epsilon, layout.head_dim);
+      const NormArguments norm = arguments(at < queries ? layout.query_norm : layout.key_norm);
+      if (layout.norm == QueryKeyNorm::per_head) loops.norm_tile(head, norm, layout.head_dim);
+      if (turns) {
+        loops.rotate(head, rotation.cosine.const_data_ptr<float>() + t * half, rotation.sine.const_data_ptr<float>() + t * half,
+                     half, rotation.pairs == RopePairs::neighbours, rotation.in_fp32);
       }
-      loops.rotate(head, c, s, half);
+      if (after) loops.norm_tile(head, norm, layout.head_dim);
     }
   }
 }
 
-void add_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& delta) {
-  if (!hidden.is_cpu()) return aten::add_rows(numerics, hidden, delta);
-  table(numerics).add(hidden.mutable_data_ptr(), delta.const_data_ptr(), hidden.numel());
+void rotate_heads(const Numerics& numerics, at::Tensor& x, const Rotation& rotation) {
+  if (!x.is_cpu()) return aten::rotate_heads(numerics, x, rotation);
+  const auto half = rotation.cosine.size(1);
+  const auto element = static_cast<std::int64_t>(x.element_size());
+  auto* start = static_cast<std::byte*>(x.mutable_data_ptr());
+  for (std::int64_t t = 0; t < x.size(0); ++t) {
+    for (std::int64_t h = 0; h < x.size(1); ++h) {
+      table(numerics).rotate(start + (t * x.stride(0) + h * x.stride(1)) * element,
+                             rotation.cosine.const_data_ptr<float>() + t * half,
+                             rotation.sine.const_data_ptr<float>() + t * half, half,
+                             rotation.pairs == RopePairs::neighbours, rotation.in_fp32);
+    }
+  }
+}
+
+void add_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& delta, double scale) {
+  if (!hidden.is_cpu()) return aten::add_rows(numerics, hidden, delta, scale);
+  table(numerics).add(hidden.mutable_data_ptr(), delta.const_data_ptr(), hidden.numel(), static_cast<float>(scale));
 }
 
 void gather_rows(const Numerics& numerics, const at::Tensor& x, const at::Tensor& rows, at::Tensor& out) {
@@ -83,6 +115,12 @@ void gather_rows(const Numerics& numerics, const at::Tensor& x, const at::Tensor
 void gated_silu(const Numerics& numerics, const at::Tensor& gate_up, at::Tensor& out) {
   if (!out.is_cpu()) return aten::gated_silu(numerics, gate_up, out);
   table(numerics).gated_silu(gate_up.const_data_ptr(), out.size(0), out.size(1), out.mutable_data_ptr());
+}
+
+void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double limit, double alpha, at::Tensor& out) {
+  if (!out.is_cpu()) return aten::clamped_swiglu(numerics, gate_up, limit, alpha, out);
+  table(numerics).clamped_swiglu(gate_up.const_data_ptr(), out.size(0), out.size(1), static_cast<float>(limit),
+                                 static_cast<float>(alpha), out.mutable_data_ptr());
 }
 
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
@@ -97,11 +135,11 @@ void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tenso
 }
 
 void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& routed, const at::Tensor& shared,
-                 at::Tensor& turns) {
-  if (!hidden.is_cpu()) return aten::finish_rows(numerics, hidden, routed, shared, turns);
+                 at::Tensor& turns, double scale) {
+  if (!hidden.is_cpu()) return aten::finish_rows(numerics, hidden, routed, shared, turns, scale);
   table(numerics).finish(hidden.mutable_data_ptr(), routed.const_data_ptr<float>(),
                          shared.defined() ? shared.const_data_ptr() : nullptr, hidden.size(0), hidden.size(1),
-                         turns.mutable_data_ptr<double>());
+                         turns.mutable_data_ptr<double>(), static_cast<float>(scale));
 }
 
 void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tensor& x, at::Tensor& out) {
@@ -113,8 +151,26 @@ void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tenso
   table(numerics).gate(factor.const_data_ptr(), x.const_data_ptr(), x.size(0), x.size(1), out.mutable_data_ptr());
 }
 
-void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const std::vector<std::int32_t>& last, double scale) {
-  table({}).softmax(x.mutable_data_ptr<float>(), x.size(0), x.size(1), first.data(), last.data(), static_cast<float>(scale));
+void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const std::vector<std::int32_t>& last, double scale,
+                  const std::vector<float>& sinks) {
+  table({}).softmax(x.mutable_data_ptr<float>(), x.size(0), x.size(1), first.data(), last.data(), static_cast<float>(scale),
+                    sinks.empty() ? nullptr : sinks.data());
+}
+
+void delta_rule(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& decay,
+                const at::Tensor& beta, at::Tensor& state, at::Tensor& out) {
+  if (!state.is_cpu()) return aten::delta_rule(queries, keys, values, decay, beta, state, out);
+  const auto heads = values.size(1);
+  const auto shared = heads / keys.size(1);
+  const auto key_dim = keys.size(2);
+  const auto value_dim = values.size(2);
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::int64_t key = h / shared * key_dim;
+    table({}).delta_rule(queries.const_data_ptr<float>() + key, keys.const_data_ptr<float>() + key, keys.stride(0),
+                         values.const_data_ptr<float>() + h * value_dim, values.stride(0), decay.const_data_ptr<float>() + h,
+                         beta.const_data_ptr<float>() + h, heads, values.size(0), key_dim, value_dim,
+                         state.mutable_data_ptr<float>() + h * key_dim * value_dim, out.mutable_data_ptr<float>() + h * value_dim);
+  }
 }
 
 void round_product(const Numerics& numerics, at::Tensor& x) {

@@ -5,25 +5,37 @@
 
 namespace moetrim::kernels {
 
+struct NormArguments {
+  const float* weight = nullptr;  ///< null: ones
+  const float* bias = nullptr;    ///< not null: mean and variance instead of the mean square
+  float epsilon = 0;
+  bool weight_in_fp32 = false;    ///< no rounding before the weight
+};
+
 /// Table of the loops for one storage policy and one instruction set. `Tile` and `Stored` are float or bf16 bits.
 struct CpuTable {
-  void (*norm_rows)(const void* x, std::int64_t x_stride, const float* weight, float epsilon, std::int64_t rows,
-                    std::int64_t width, void* out);
+  void (*norm_rows)(const void* x, std::int64_t x_stride, NormArguments norm, std::int64_t rows, std::int64_t width, void* out);
   /// Normalises `width` values in place.
-  void (*norm_tile)(void* x, const float* weight, float epsilon, std::int64_t width);
+  void (*norm_tile)(void* x, NormArguments norm, std::int64_t width);
   void (*clamp)(void* x, float limit, std::int64_t width);
   void (*round)(void* x, std::int64_t count);
   /// Rotates one head: the first 2 * half values, in place.
-  void (*rotate)(void* x, const float* cosine, const float* sine, std::int64_t half);
-  void (*add)(void* hidden, const void* delta, std::int64_t count);
+  void (*rotate)(void* x, const float* cosine, const float* sine, std::int64_t half, bool neighbours, bool in_fp32);
+  void (*add)(void* hidden, const void* delta, std::int64_t count, float scale);
   void (*gather)(const void* x, const std::int32_t* rows, std::int64_t count, std::int64_t width, void* out);
   void (*gated_silu)(const void* gate_up, std::int64_t rows, std::int64_t width, void* out);
+  void (*clamped_swiglu)(const void* gate_up, std::int64_t rows, std::int64_t width, float limit, float alpha, void* out);
   void (*scatter)(const void* f, const std::int32_t* rows, const float* gates, std::int64_t count, std::int64_t width,
                   float* sum, float* norms, float* max_abs);
-  void (*finish)(void* hidden, const float* routed, const void* shared, std::int64_t rows, std::int64_t width, double* turns);
+  void (*finish)(void* hidden, const float* routed, const void* shared, std::int64_t rows, std::int64_t width, double* turns,
+                 float scale);
   void (*gate)(const void* gate, const void* x, std::int64_t rows, std::int64_t width, void* out);
   void (*softmax)(float* x, std::int64_t rows, std::int64_t width, const std::int32_t* first, const std::int32_t* last,
-                  float scale);
+                  float scale, const float* sinks);
+  /// One head over one sequence; strides in elements from token to token.
+  void (*delta_rule)(const float* queries, const float* keys, std::int64_t key_stride, const float* values,
+                     std::int64_t value_stride, const float* decay, const float* beta, std::int64_t gate_stride,
+                     std::int64_t length, std::int64_t key_dim, std::int64_t value_dim, float* state, float* out);
 };
 
 /// Storage policies, in the order of the tables.

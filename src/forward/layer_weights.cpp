@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "forward/load_weight.h"
 #include "moetrim/error.h"
 
 namespace moetrim {
@@ -15,151 +16,230 @@ namespace {
 
 using enum Role;
 
-/// In the order of the group: what is joined into one matrix stands together.
-constexpr std::array kLayerRoles{input_norm, mlp_norm,   query,      key,        value,       query_bias,  key_bias,  value_bias,
-                                 output,     output_bias, query_norm, key_norm,  dense_gate,  dense_up,    dense_down, router,
-                                 shared_gate, shared_up, shared_down, shared_router};
+bool is_expert_role(std::size_t role) { return where_of(static_cast<Role>(role)) == Where::experts; }
 
-ByteRange whole(const Tensor* tensor) { return {tensor, 0, tensor->size}; }
-
-at::Tensor view_bytes(const Tensor& tensor, const std::byte* bytes, at::IntArrayRef shape) {
-  // from_blob wants a mutable pointer; nothing writes through it.
-  return at::from_blob(const_cast<std::byte*>(bytes), shape, at::TensorOptions().dtype(scalar_type(tensor)));
-}
-
-/// Values as the run holds them: in a bf16 run an fp32 weight is rounded first.
-at::Tensor convert(const at::Tensor& raw, at::ScalarType type, const Numerics& numerics, const at::Device& device) {
-  const bool round = numerics.precision == Precision::bf16 && raw.scalar_type() != at::kBFloat16;
-  return (round ? raw.to(at::kBFloat16) : raw).to(device, type);
+/// Copies of the embedding and the head that a multi-token-prediction block may carry are not needed.
+bool is_read(const LayerTensors& layer, std::size_t role) {
+  const auto r = static_cast<Role>(role);
+  return layer.by_role[role] && !is_expert_role(role) && r != mtp_embedding && r != mtp_head;
 }
 
 /// Finds the parts of a layer's group again.
 class GroupReader {
  public:
-  GroupReader(const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics, const at::Device& device)
-      : numerics_(numerics), device_(device), layer_(layer) {
+  GroupReader(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
+              const at::Device& device)
+      : model_(model), layer_(layer), numerics_(numerics), device_(device) {
     const std::byte* at = bytes.get();
-    for (const Role role : kLayerRoles) {
-      if (layer[role] == nullptr) continue;
-      start_[static_cast<std::size_t>(role)] = at;
-      at += layer[role]->size;
+    for (std::size_t role = 0; role < kRoleCount; ++role) {
+      if (is_read(layer, role)) parts_[role] = take_parts(layer.by_role[role], -1, at);
     }
   }
 
-  at::Tensor norm(Role role) const { return one(role, at::kFloat); }
-  at::Tensor matrix(Role role) const { return one(role, numerics_.tile()); }
+  bool has(Role role) const { return static_cast<bool>(layer_[role]); }
+  at::Tensor matrix(Role role) const { return one(role, numerics_.tile(), device_, false); }
+  at::Tensor vector(Role role) const { return one(role, at::kFloat, device_, false); }
+  /// Values that a bf16 run does not round, because the model keeps them in fp32.
+  at::Tensor exact(Role role, const at::Device& device) const { return one(role, at::kFloat, device, true); }
+
+  Norm norm(Role weight, Role bias = Role::count_) const {
+    Norm out{.kind = model_.family->norm, .epsilon = model_.norm_epsilon, .weight = vector(weight), .bias = {}};
+    if (bias != Role::count_) out.bias = vector(bias);
+    if (out.kind == NormKind::rms_one_plus && out.weight.defined()) {
+      out.weight = out.weight + 1.0;
+      out.kind = NormKind::rms_fp32;
+    }
+    return out;
+  }
+
   /// Rows of several matrices below one another.
   at::Tensor joined(std::initializer_list<Role> roles) const {
     std::vector<at::Tensor> parts;
     for (const Role role : roles) {
-      if (layer_[role] != nullptr) parts.push_back(matrix(role));
+      if (has(role)) parts.push_back(matrix(role));
     }
     if (parts.empty()) return {};
     return parts.size() == 1 ? parts[0] : at::cat(parts, 0);
   }
 
  private:
-  at::Tensor one(Role role, at::ScalarType type) const {
-    const Tensor* tensor = layer_[role];
-    if (tensor == nullptr) return {};
-    return load_tensor(*tensor, start_[static_cast<std::size_t>(role)], type, numerics_, device_);
+  at::Tensor one(Role role, at::ScalarType type, const at::Device& device, bool exact) const {
+    if (!has(role)) return {};
+    const PartBytes& parts = parts_[static_cast<std::size_t>(role)];
+    const at::Tensor values = load_weight(model_, layer_[role], parts, {type, numerics_, device, exact});
+    return owned(values, parts);
   }
 
+  const Model& model_;
+  const LayerTensors& layer_;
   const Numerics& numerics_;
   const at::Device& device_;
-  const LayerTensors& layer_;
-  std::array<const std::byte*, kRoleCount> start_{};
+  std::array<PartBytes, kRoleCount> parts_{};
 };
+
+/// Rows of queries that take turns with the rows of their output gate, head by head: queries first, then gates.
+std::vector<at::Tensor> split_output_gate(const Model& model, const at::Tensor& rows) {
+  std::vector<std::int64_t> shape{model.heads, 2, model.head_dim};
+  if (rows.dim() == 2) shape.push_back(rows.size(1));
+  const at::Tensor heads = rows.view(shape);
+  std::vector<std::int64_t> flat{model.heads * model.head_dim};
+  if (rows.dim() == 2) flat.push_back(rows.size(1));
+  return {heads.select(1, 0).reshape(flat), heads.select(1, 1).reshape(flat)};
+}
+
+AttentionWeights load_attention(const Model& model, const GroupReader& read) {
+  AttentionWeights out;
+  out.query_norm = read.norm(query_norm);
+  out.key_norm = read.norm(key_norm);
+  out.sinks = read.vector(sinks);
+  if (!model.family->attention.output_gate) {
+    out.query_key_value = read.joined({query, key, value});
+    out.query_key_value_bias = read.joined({query_bias, key_bias, value_bias});
+    return out;
+  }
+  const auto queries = split_output_gate(model, read.matrix(query));
+  out.query_key_value = at::cat({queries[0], read.matrix(key), read.matrix(value), queries[1]}, 0);
+  if (read.has(query_bias)) {
+    const auto biases = split_output_gate(model, read.matrix(query_bias));
+    out.query_key_value_bias = at::cat({biases[0], read.matrix(key_bias), read.matrix(value_bias), biases[1]}, 0);
+  }
+  return out;
+}
+
+LatentWeights load_latent(const Model& model, const GroupReader& read) {
+  LatentWeights out;
+  const Role first = model.latent.query_rank > 0 ? query_down : query;
+  out.down = read.joined({first, key_value_down});
+  if (read.has(key_value_down_bias)) {
+    const at::Tensor other = read.matrix(key_value_down_bias);
+    const bool biased = first == query_down && read.has(query_down_bias);
+    const at::Tensor front = biased ? read.matrix(query_down_bias) : at::zeros({out.down.size(0) - other.size(0)}, other.options());
+    out.down_bias = at::cat({front, other}, 0);
+  }
+  out.query_norm = read.norm(query_down_norm);
+  out.key_value_norm = read.norm(key_value_norm);
+  // The norms inside latent attention have the class's own epsilon, whatever config.json says.
+  out.query_norm.epsilon = out.key_value_norm.epsilon = 1e-6;
+  out.query_up = read.matrix(query_up);
+  out.key_value_up = read.matrix(key_value_up);
+  return out;
+}
+
+/// Qwen3-Next keeps query, key, value and z of one key head together; here all queries come first, then all keys, ….
+at::Tensor ungrouped(const Model& model, const at::Tensor& rows, std::initializer_list<std::int64_t> per_key_head) {
+  const at::Tensor heads = rows.view({model.delta.key_heads, -1, rows.size(1)});
+  std::vector<at::Tensor> parts;
+  std::int64_t at = 0;
+  for (const auto width : per_key_head) {
+    parts.push_back(heads.narrow(1, at, width).reshape({-1, rows.size(1)}));
+    at += width;
+  }
+  return at::cat(parts, 0);
+}
+
+DeltaWeights load_delta(const Model& model, const GroupReader& read) {
+  DeltaWeights out;
+  const DeltaSizes& sizes = model.delta;
+  if (read.has(delta_qkvz)) {
+    const std::int64_t shared = sizes.value_heads / sizes.key_heads;
+    const std::int64_t values = shared * sizes.value_dim;
+    out.input = at::cat({ungrouped(model, read.matrix(delta_qkvz), {sizes.key_dim, sizes.key_dim, values, values}),
+                         ungrouped(model, read.matrix(delta_ba), {shared, shared})}, 0);
+  } else {
+    out.input = read.joined({delta_qkv, delta_z, delta_b, delta_a});
+  }
+  out.convolution = read.vector(delta_conv).squeeze(1);
+  out.time_bias = read.vector(delta_time_bias);
+  out.decay = read.vector(delta_decay);
+  out.norm = read.norm(delta_norm);
+  // Unlike the other norms of these models, this one has a plain weight.
+  out.norm.weight = read.vector(delta_norm);
+  out.norm.kind = NormKind::rms;
+  return out;
+}
+
+/// Gate rows first: fused weights may have gate and up take turns.
+at::Tensor gate_first(const at::Tensor& rows, bool interleaved) {
+  if (!interleaved || !rows.defined()) return rows;
+  return at::cat({rows.slice(0, 0, std::nullopt, 2), rows.slice(0, 1, std::nullopt, 2)}, 0);
+}
 
 }  // namespace
 
-at::ScalarType scalar_type(const Tensor& tensor) {
-  switch (tensor.dtype) {
-    case Dtype::f32: return at::kFloat;
-    case Dtype::bf16: return at::kBFloat16;
-    case Dtype::f16: return at::kHalf;
-    default:
-      throw InvalidInput(fmt::format("tensor {} is {}; the forward pass reads F32, BF16 and F16 weights", tensor.name,
-                                     dtype_name(tensor.dtype)));
-  }
-}
-
 WeightGroup layer_group(const LayerTensors& layer) {
   WeightGroup group;
-  for (const Role role : kLayerRoles) {
-    if (layer[role] != nullptr) group.push_back(whole(layer[role]));
+  for (std::size_t role = 0; role < kRoleCount; ++role) {
+    if (is_read(layer, role)) append_ranges(layer.by_role[role], -1, group);
   }
   return group;
 }
+
+constexpr std::array kFusedRoles{fused_gate_up, fused_gate_up_bias, fused_down, fused_down_bias};
 
 WeightGroup expert_group(const LayerTensors& layer, int expert) {
-  if (!layer.fused()) {
-    const auto& parts = layer.experts[static_cast<std::size_t>(expert)];
-    return {whole(parts[0]), whole(parts[1]), whole(parts[2])};
-  }
   WeightGroup group;
-  for (const Role role : {fused_gate_up, fused_down}) {
-    const Tensor* tensor = layer[role];
-    const std::uint64_t size = tensor->size / static_cast<std::uint64_t>(tensor->shape[0]);
-    group.push_back({tensor, size * static_cast<std::uint64_t>(expert), size});
+  if (layer.fused()) {
+    for (const Role role : kFusedRoles) {
+      if (layer[role]) append_ranges(layer[role], expert, group);
+    }
+  } else {
+    for (const Weight& weight : layer.experts[static_cast<std::size_t>(expert)]) append_ranges(weight, -1, group);
   }
   return group;
 }
 
-at::Tensor load_tensor(const Tensor& tensor, const std::byte* bytes, at::ScalarType type, const Numerics& numerics,
-                       const at::Device& device) {
-  const at::Tensor raw = view_bytes(tensor, bytes, tensor.shape);
-  const at::Tensor values = convert(raw, type, numerics, device);
-  return values.data_ptr() == raw.data_ptr() ? values.clone() : values;
-}
-
-HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device) {
-  const auto load = [&](Role role, at::ScalarType type) {
-    const Tensor& tensor = *model.global[static_cast<std::size_t>(role)];
-    return load_tensor(tensor, model.checkpoint->read(tensor).data(), type, numerics, device);
-  };
-  const bool tied = model.tied_embeddings || model.global[static_cast<std::size_t>(head)] == nullptr;
-  return {load(final_norm, at::kFloat), load(tied ? embedding : head, numerics.tile())};
-}
-
-LayerWeights load_layer(const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
+LayerWeights load_layer(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
                         const at::Device& device) {
-  const GroupReader read(layer, bytes, numerics, device);
+  const GroupReader read(model, layer, bytes, numerics, device);
   LayerWeights weights;
-  weights.input_norm = read.norm(input_norm);
-  weights.mlp_norm = read.norm(mlp_norm);
-  weights.query_key_value = read.joined({query, key, value});
-  weights.query_key_value_bias = read.joined({query_bias, key_bias, value_bias});
-  weights.output = read.matrix(output);
+  weights.input_norm = read.norm(input_norm, input_norm_bias);
+  weights.mlp_norm = read.norm(mlp_norm, mlp_norm_bias);
+  if (layer.delta_net) {
+    weights.delta = load_delta(model, read);
+    weights.output = read.matrix(delta_output);
+  } else if (model.family->attention.latent) {
+    weights.latent = load_latent(model, read);
+    weights.output = read.matrix(output);
+  } else {
+    weights.attention = load_attention(model, read);
+    weights.output = read.matrix(output);
+  }
   weights.output_bias = read.matrix(output_bias);
-  weights.query_norm = read.norm(query_norm);
-  weights.key_norm = read.norm(key_norm);
   weights.dense_gate_up = read.joined({dense_gate, dense_up});
   weights.dense_down = read.matrix(dense_down);
-  weights.router = read.matrix(router);
+  const bool exact = model.family->router.logits_in_fp32;
+  weights.router = exact ? read.exact(router, device) : read.matrix(router);
+  weights.router_bias = read.matrix(router_bias);
+  if (read.has(selection_bias)) weights.selection_bias = read.exact(selection_bias, at::kCPU).flatten();
+  if (read.has(router_scale)) weights.router_scale = read.exact(router_scale, at::kCPU).flatten();
   weights.shared_gate_up = read.joined({shared_gate, shared_up});
   weights.shared_down = read.matrix(shared_down);
   weights.shared_router = read.matrix(shared_router);
+  if (layer.mtp) {
+    weights.mtp = {read.norm(mtp_embedding_norm), read.norm(mtp_hidden_norm), read.norm(mtp_final_norm),
+                   read.matrix(mtp_projection)};
+  }
   return weights;
 }
 
-ExpertWeights load_expert(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
-                          const at::Device& device) {
-  const std::int64_t width = model.expert_width;
-  const WeightGroup group = expert_group(layer, 0);
-  const std::byte* start = bytes.get();
-  const std::byte* down = start + group.front().size + (group.size() == 3 ? group[1].size : 0);
-  const Tensor& first = *group.front().tensor;
-  const Tensor& last = *group.back().tensor;
-  at::Tensor gate_up;
-  if (group.size() == 3 && group[1].tensor->dtype != first.dtype) {
-    gate_up = at::cat({convert(view_bytes(first, start, {width, model.hidden}), numerics.tile(), numerics, device),
-                       convert(view_bytes(*group[1].tensor, start + group[0].size, {width, model.hidden}), numerics.tile(),
-                               numerics, device)});
-  } else {
-    gate_up = convert(view_bytes(first, start, {2 * width, model.hidden}), numerics.tile(), numerics, device);
+ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
+                          const Numerics& numerics, const at::Device& device) {
+  const Conversion conversion{numerics.tile(), numerics, device};
+  const std::byte* at = bytes.get();
+  if (!layer.fused()) {
+    const auto& parts = layer.experts[static_cast<std::size_t>(expert)];
+    const PartBytes gate = take_parts(parts[0], -1, at);
+    const PartBytes up = take_parts(parts[1], -1, at);
+    const at::Tensor gate_up = load_stacked(model, parts[0], gate, parts[1], up, conversion);
+    return {gate_up, {}, load_weight(model, parts[2], take_parts(parts[2], -1, at), conversion), {}, bytes};
   }
-  return {gate_up, convert(view_bytes(last, down, {model.hidden, width}), numerics.tile(), numerics, device), bytes};
+  std::array<at::Tensor, 4> loaded;
+  for (std::size_t i = 0; i < 4; ++i) {
+    const Weight& weight = layer[kFusedRoles[i]];
+    if (weight) loaded[i] = load_weight(model, weight, take_parts(weight, expert, at), conversion);
+  }
+  const bool interleaved = model.family->fused_interleaved;
+  return {gate_first(loaded[0], interleaved), gate_first(loaded[1], interleaved), loaded[2], loaded[3], bytes};
 }
 
 }  // namespace moetrim

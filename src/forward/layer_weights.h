@@ -5,54 +5,75 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "forward/kernels.h"
 #include "forward/numerics.h"
 #include "forward/weight_stream.h"
 #include "moetrim/family.h"
 
 namespace moetrim {
 
+/// Grouped-query attention.
+struct AttentionWeights {
+  at::Tensor query_key_value;       // [Q + 2 KV, H], and Q rows more for an output gate
+  at::Tensor query_key_value_bias;
+  Norm query_norm, key_norm;        // [D], or [Q] and [KV]
+  at::Tensor sinks;                 // [heads] f32
+};
+
+/// Multi-head latent attention.
+struct LatentWeights {
+  at::Tensor down, down_bias;       // [query_rank or QN, then latent_rope; H]: what both begin with
+  Norm query_norm, key_value_norm;  // [query_rank], [latent]
+  at::Tensor query_up;              // [QN, query_rank]; undefined without a query rank
+  at::Tensor key_value_up;          // [KVN, latent]
+};
+
+/// Gated delta net. Rows of `input`: queries, keys, values, z, then beta and decay logits.
+struct DeltaWeights {
+  at::Tensor input;                 // [delta_qkvz + delta_heads2, H]
+  at::Tensor convolution;           // [delta_conv, delta_kernel]
+  at::Tensor time_bias, decay;      // [delta_heads] f32
+  Norm norm;                        // [delta_head_dim]
+};
+
+/// What joins the residual stream and the next token's embedding before a multi-token-prediction block.
+struct MtpWeights {
+  Norm embedding_norm, hidden_norm, final_norm;
+  at::Tensor projection;            // [H, 2 H]
+};
+
 /// Everything of a layer but its experts. Norm weights are f32, matrices have tile elements, absent ones are undefined.
 struct LayerWeights {
-  at::Tensor input_norm, mlp_norm;          // [H]
-  at::Tensor query_key_value;               // [Q + 2 KV, H]
-  at::Tensor query_key_value_bias;          // [Q + 2 KV]
-  at::Tensor output, output_bias;           // [H, Q], [H]
-  at::Tensor query_norm, key_norm;          // [D], or [Q] and [KV]
+  Norm input_norm, mlp_norm;                // [H]
+  AttentionWeights attention;
+  LatentWeights latent;
+  DeltaWeights delta;
+  at::Tensor output, output_bias;           // [H, Q], [H, VH] or [H, delta_values]; [H]
   at::Tensor dense_gate_up, dense_down;     // [2 M, H], [H, M]
-  at::Tensor router;                        // [E, H]
+  at::Tensor router, router_bias;           // [E, H], [E]; f32 where the router's product is
+  at::Tensor selection_bias, router_scale;  // [E] f32 on the CPU
   at::Tensor shared_gate_up, shared_down;   // [2 S, H], [H, S]
   at::Tensor shared_router;                 // [1, H]
+  MtpWeights mtp;
 };
 
 /// One expert.
 struct ExpertWeights {
-  at::Tensor gate_up;   // [2 F, H]
-  at::Tensor down;      // [H, F]
+  at::Tensor gate_up, gate_up_bias;  // [2 F, H], gate first; [2 F]
+  at::Tensor down, down_bias;        // [H, F]; [H]
   WeightBuffer bytes = {};  // the memory under them where no conversion was needed: it is reused once this is gone
 };
 
 /// Bytes of a layer without its experts, as one group.
 WeightGroup layer_group(const LayerTensors& layer);
-/// Bytes of an expert, gate, up, down back to back, from either layout.
+/// Bytes of an expert, from either layout.
 WeightGroup expert_group(const LayerTensors& layer, int expert);
 
 /// Turns the bytes of layer_group() into weights.
-LayerWeights load_layer(const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
+LayerWeights load_layer(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
                         const at::Device& device);
 /// Turns the bytes of expert_group() into weights. Where no conversion is needed they share the buffer's memory.
-ExpertWeights load_expert(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
-                          const at::Device& device);
-/// What turns the last hidden states into logits: [H] f32 and [V, H] tile; the embedding serves where embeddings are tied.
-struct HeadWeights {
-  at::Tensor final_norm, head;
-};
-
-HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device);
-/// One tensor of the checkpoint as it is needed: f32 for norms, tile elements for matrices.
-at::Tensor load_tensor(const Tensor& tensor, const std::byte* bytes, at::ScalarType type, const Numerics& numerics,
-                       const at::Device& device);
-
-/// LibTorch's name of an element type. @throws InvalidInput naming the tensor when weights of that type cannot be computed with.
-at::ScalarType scalar_type(const Tensor& tensor);
+ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
+                          const Numerics& numerics, const at::Device& device);
 
 }  // namespace moetrim

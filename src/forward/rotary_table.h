@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "forward/kernels.h"
 #include "forward/numerics.h"
 #include "moetrim/family.h"
 
@@ -15,18 +16,20 @@ namespace moetrim {
 /// Tables for every sequence length of a batch, made once. Lookups are safe from several threads.
 class RotaryTable {
  public:
-  RotaryTable(const Rope& rope, const Numerics& numerics, const at::Device& device);
+  RotaryTable(const Model& model, const Numerics& numerics, const at::Device& device);
 
   /// Makes the tables that a sequence of that many tokens needs.
   void prepare(std::int64_t length);
-  /// Cosine and sine [length, R / 2] f32 for positions [0, length).
-  std::pair<at::Tensor, at::Tensor> rows(std::int64_t length) const;
+  /// For the positions [past, past + length) of a sequence.
+  kernels::Rotation rows(std::int64_t past, std::int64_t length) const;
 
  private:
-  /// `dynamic` scaling has other frequencies for every length beyond the trained one.
+  /// `dynamic` scaling has other frequencies for every length beyond the trained one, `longrope` once for all of them.
   std::int64_t key(std::int64_t length) const;
 
   const Rope rope_;
+  const RopePairs pairs_;
+  const bool in_fp32_;
   const Numerics numerics_;
   const at::Device device_;
   std::map<std::int64_t, std::pair<at::Tensor, at::Tensor>> tables_;

@@ -15,48 +15,177 @@ namespace moetrim {
 
 namespace {
 
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+bool allowed(const std::vector<bool>* kept, int expert) { return kept == nullptr || (*kept)[static_cast<std::size_t>(expert)]; }
+
 /// Fills probabilities over the allowed experts. NaN logits give NaN probabilities, which the caller reports.
 void softmax(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities) {
-  float largest = -std::numeric_limits<float>::infinity();
-  const auto allowed = [&](int e) { return kept == nullptr || (*kept)[static_cast<std::size_t>(e)]; };
+  float largest = kNever;
   for (int e = 0; e < rule.experts; ++e) {
-    if (allowed(e)) largest = std::max(largest, logits[e]);
+    if (allowed(kept, e)) largest = std::max(largest, logits[e]);
   }
   float sum = 0;
   for (int e = 0; e < rule.experts; ++e) {
-    probabilities[e] = allowed(e) ? std::exp(logits[e] - largest) : 0.0F;
+    probabilities[e] = allowed(kept, e) ? std::exp(logits[e] - largest) : 0.0F;
     sum += probabilities[e];
   }
   for (int e = 0; e < rule.experts; ++e) probabilities[e] /= sum;
+}
+
+void sigmoid(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities) {
+  for (int e = 0; e < rule.experts; ++e) probabilities[e] = allowed(kept, e) ? 1.0F / (1.0F + std::exp(-logits[e])) : 0.0F;
+}
+
+/// A short list of the best, best first. A later entry moves ahead only when it is strictly better.
+class Best {
+ public:
+  Best(int size, std::int32_t* ids) : size_(size), ids_(ids), values_(static_cast<std::size_t>(size)) {}
+
+  void offer(std::int32_t id, float value) {
+    int at = found_;
+    while (at > 0 && value > values_[static_cast<std::size_t>(at - 1)]) --at;
+    if (at == size_) return;
+    const int last = std::min(found_, size_ - 1);
+    for (int i = last; i > at; --i) {
+      values_[static_cast<std::size_t>(i)] = values_[static_cast<std::size_t>(i - 1)];
+      ids_[i] = ids_[i - 1];
+    }
+    values_[static_cast<std::size_t>(at)] = value;
+    ids_[at] = id;
+    found_ = last + 1;
+  }
+
+  float value(int place) const { return values_[static_cast<std::size_t>(place)]; }
+  int found() const { return found_; }
+
+ private:
+  int size_;
+  std::int32_t* ids_;
+  std::vector<float> values_;
+  int found_ = 0;
+};
+
+/// What experts compete with: probability plus selection bias, kNever for those that are not kept.
+std::vector<float> competition(const RouterRule& rule, const std::vector<bool>* kept, const float* probabilities) {
+  std::vector<float> out(static_cast<std::size_t>(rule.experts), kNever);
+  for (int e = 0; e < rule.experts; ++e) {
+    if (!allowed(kept, e)) continue;
+    out[static_cast<std::size_t>(e)] = probabilities[e] + (rule.selection_bias == nullptr ? 0.0F : rule.selection_bias[e]);
+  }
+  return out;
+}
+
+/// Score of a group: its best expert, or the sum of its two best.
+float group_score(const RouterRule& rule, const float* first, int count) {
+  float best = kNever;
+  float second = kNever;
+  for (int i = 0; i < count; ++i) {
+    if (first[i] > best) {
+      second = best;
+      best = first[i];
+    } else if (first[i] > second) {
+      second = first[i];
+    }
+  }
+  return rule.group_rule == GroupRule::max ? best : best + second;
+}
+
+/// Takes the experts of groups that are not chosen out of the competition.
+void keep_chosen_groups(const RouterRule& rule, std::vector<float>& scores) {
+  const int in_group = rule.experts / rule.groups;
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(rule.groups_chosen));
+  Best best(rule.groups_chosen, chosen.data());
+  for (int g = 0; g < rule.groups; ++g) best.offer(g, group_score(rule, scores.data() + g * in_group, in_group));
+  for (int g = 0; g < rule.groups; ++g) {
+    if (std::find(chosen.begin(), chosen.end(), g) != chosen.end()) continue;
+    std::fill_n(scores.begin() + g * in_group, in_group, kNever);
+  }
+}
+
+void choose(const RouterRule& rule, const std::vector<float>& scores, std::int32_t* ids) {
+  if (rule.group_rule != GroupRule::each) {
+    Best best(rule.experts_per_token, ids);
+    for (int e = 0; e < rule.experts; ++e) {
+      if (scores[static_cast<std::size_t>(e)] != kNever) best.offer(e, scores[static_cast<std::size_t>(e)]);
+    }
+    return;
+  }
+  const int in_group = rule.experts / rule.groups;
+  const int each = rule.experts_per_token / rule.groups;
+  for (int g = 0; g < rule.groups; ++g) {
+    Best best(each, ids + g * each);
+    for (int e = g * in_group; e < (g + 1) * in_group; ++e) best.offer(e, scores[static_cast<std::size_t>(e)]);
+  }
+}
+
+/// Gate of the best expert against those whose logit lies within the jitter of it (SparseMixer-v2, arXiv 2409.12136).
+float sparsemixer_gate(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, int skipped, std::int32_t& id) {
+  float largest = kNever;
+  for (int e = 0; e < rule.experts; ++e) {
+    if (e == skipped || !allowed(kept, e) || !(logits[e] > largest)) continue;
+    largest = logits[e];
+    id = e;
+  }
+  float sum = 0;
+  for (int e = 0; e < rule.experts; ++e) {
+    if (e == skipped || !allowed(kept, e)) continue;
+    const float factor = std::max(std::abs(logits[e]), largest);
+    if ((largest - logits[e]) / factor > 2 * rule.jitter) continue;
+    sum += std::exp(logits[e] - largest);
+  }
+  return 1.0F / sum;
 }
 
 }  // namespace
 
 void route_token(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities,
                  std::int32_t* ids, float* gates) {
-  softmax(rule, logits, kept, probabilities);
-  // Insertion into a short sorted list: a later expert moves ahead only when it is strictly more probable.
-  int found = 0;
-  for (int e = 0; e < rule.experts; ++e) {
-    if (kept != nullptr && !(*kept)[static_cast<std::size_t>(e)]) continue;
-    int at = found;
-    while (at > 0 && probabilities[e] > gates[at - 1]) --at;
-    if (at == rule.experts_per_token) continue;
-    const int last = std::min(found, rule.experts_per_token - 1);
-    for (int i = last; i > at; --i) {
-      gates[i] = gates[i - 1];
-      ids[i] = ids[i - 1];
-    }
-    gates[at] = probabilities[e];
-    ids[at] = e;
-    found = last + 1;
+  if (rule.score == RouterScore::sigmoid) {
+    sigmoid(rule, logits, kept, probabilities);
+  } else {
+    softmax(rule, logits, kept, probabilities);
   }
-  float sum = 0;
-  for (int i = 0; i < rule.experts_per_token; ++i) sum += gates[i];
+  if (rule.score == RouterScore::sparsemixer) {
+    gates[0] = sparsemixer_gate(rule, logits, kept, -1, ids[0]);
+    gates[1] = sparsemixer_gate(rule, logits, kept, ids[0], ids[1]);
+  } else {
+    std::vector<float> scores = competition(rule, kept, probabilities);
+    if (rule.group_rule == GroupRule::max || rule.group_rule == GroupRule::top2) keep_chosen_groups(rule, scores);
+    choose(rule, scores, ids);
+    float sum = 0;
+    for (int i = 0; i < rule.experts_per_token; ++i) sum += gates[i] = probabilities[ids[i]];
+    // Sigmoids may all be 0; published code guards the same division with a tiny number.
+    if (rule.normalise) {
+      for (int i = 0; i < rule.experts_per_token; ++i) gates[i] /= sum == 0 ? 1e-20F : sum;
+    }
+  }
   for (int i = 0; i < rule.experts_per_token; ++i) {
-    if (rule.normalise) gates[i] /= sum;
+    gates[i] *= rule.scale;
+    if (rule.output_scale != nullptr) gates[i] *= rule.output_scale[ids[i]];
     if (rule.round_gates) gates[i] = static_cast<float>(c10::BFloat16(gates[i]));
   }
+}
+
+RouterRule router_rule(const TileContext& context, const LayerWeights& weights, bool regrouped) {
+  const Model& model = context.model;
+  const RouterTraits& traits = model.family->router;
+  const bool bf16 = context.numerics.precision == Precision::bf16;
+  RouterRule rule{.experts = static_cast<int>(model.experts),
+                  .experts_per_token = static_cast<int>(model.experts_per_token),
+                  .score = traits.score,
+                  .normalise = model.normalise_gates,
+                  .round_gates = bf16 && traits.gates_in_activation_dtype,
+                  .scale = static_cast<float>(model.routed_scale),
+                  .jitter = static_cast<float>(model.jitter)};
+  if (!regrouped) {
+    rule.group_rule = model.group_rule;
+    rule.groups = static_cast<int>(model.groups);
+    rule.groups_chosen = static_cast<int>(model.groups_chosen);
+  }
+  if (weights.selection_bias.defined()) rule.selection_bias = weights.selection_bias.const_data_ptr<float>();
+  if (weights.router_scale.defined()) rule.output_scale = weights.router_scale.const_data_ptr<float>();
+  return rule;
 }
 
 void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLayer& routed) {
@@ -70,26 +199,36 @@ void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLa
   routed.probabilities.resize(scores);
   routed.ids.resize(slots);
   routed.gates.resize(slots);
+  routed.input_gates.resize(model.family->router.gate_on_input ? slots : 0);
   routed.norms.resize(slots);
   routed.max_abs.resize(slots);
   routed.turns.resize(static_cast<std::size_t>(tokens));
 }
 
-void route_tile(const TileContext& context, const at::Tensor& router, const at::Tensor& normed, std::int64_t first,
+void route_tile(const TileContext& context, const LayerWeights& weights, const at::Tensor& normed, std::int64_t first,
                 const KeptExperts& kept, RoutedLayer& routed, TileScratch& scratch) {
-  at::Tensor product = linear(normed, router, {}, scratch.router_logits);
-  kernels::round_product(context.numerics, product);
-  const at::Tensor logits = product.to(at::kFloat).cpu();
-  const bool bf16 = context.numerics.precision == Precision::bf16;
-  const RouterRule rule{.experts = routed.experts,
-                        .experts_per_token = routed.experts_per_token,
-                        .normalise = context.model.normalise_gates,
-                        .round_gates = bf16 && context.model.family->gates_in_activation_dtype};
+  at::Tensor logits;
+  if (context.model.family->router.logits_in_fp32) {
+    logits = at::linear(normed.to(at::kFloat), weights.router).cpu();
+  } else {
+    at::Tensor product = linear(normed, weights.router, weights.router_bias, scratch.router_logits);
+    kernels::round_product(context.numerics, product);
+    logits = product.to(at::kFloat).cpu();
+  }
+  const RouterRule grouped = router_rule(context, weights, false);
+  const RouterRule regrouped = router_rule(context, weights, true);
   const float* from = logits.const_data_ptr<float>();
-  std::copy(from, from + logits.numel(), routed.logits.begin() + first * rule.experts);
+  std::copy(from, from + logits.numel(), routed.logits.begin() + first * grouped.experts);
   for (std::int64_t t = first; t < first + normed.size(0); ++t) {
-    route_token(rule, routed.logits.data() + t * rule.experts, kept(t), routed.probabilities.data() + t * rule.experts,
-                routed.ids.data() + t * rule.experts_per_token, routed.gates.data() + t * rule.experts_per_token);
+    const LayerMask* mask = kept(t);
+    float* gates = routed.gates.data() + t * grouped.experts_per_token;
+    route_token(mask != nullptr && mask->regroup ? regrouped : grouped, routed.logits.data() + t * grouped.experts,
+                mask == nullptr ? nullptr : &mask->kept, routed.probabilities.data() + t * grouped.experts,
+                routed.ids.data() + t * grouped.experts_per_token, gates);
+    for (int i = 0; mask != nullptr && i < grouped.experts_per_token; ++i) gates[i] *= static_cast<float>(mask->gate_scale);
+    if (!context.model.family->router.gate_on_input) continue;
+    std::copy_n(gates, grouped.experts_per_token, routed.input_gates.begin() + t * grouped.experts_per_token);
+    std::fill_n(gates, grouped.experts_per_token, 1.0F);
   }
 }
 

@@ -74,7 +74,7 @@ std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& p
   if (place.expert >= 0) {
     const int id = numbers.new_id(place.layer, place.expert);
     if (id < 0) return std::nullopt;
-    return whole(tensor, expand_name(place.rule->name, place.layer, id));
+    return whole(tensor, with_expert(place.rule->name, tensor.name, id));
   }
   const auto& axes = place.rule->axes;
   const auto axis = std::find(axes.begin(), axes.end(), Axis::E);

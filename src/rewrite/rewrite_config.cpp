@@ -50,7 +50,7 @@ nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan) {
 
 std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan) {
   std::vector<std::string> out;
-  if (plan.keep < model.experts && model.family->router_score == RouterScore::softmax && !model.normalise_gates) {
+  if (plan.keep < model.experts && model.family->router.score == RouterScore::softmax && !model.normalise_gates) {
     out.push_back(fmt::format(
         "Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead of {} "
         "experts the kept gate weights grow and expert outputs weigh more than in the original.", model.family->name,

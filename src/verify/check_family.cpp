@@ -65,9 +65,8 @@ void check_expert_numbers(const Checkpoint& checkpoint, Findings& findings) {
 
 void check_family(const Checkpoint& checkpoint, Findings& findings) {
   const auto type = checkpoint.config().find("model_type");
-  const auto known = families();
   const bool is_known = type != checkpoint.config().end() && type->is_string() &&
-                        std::any_of(known.begin(), known.end(), [&](const Family* family) { return *type == family->name; });
+                        find_family(type->get_ref<const std::string&>()) != nullptr;
   if (!is_known && type != checkpoint.config().end() && type->is_string()) {
     add_warning(findings, "config.json", fmt::format("model_type {} is not a family that moetrim knows; only the files were "
                                                      "checked", type->dump().substr(0, 80)));

@@ -38,33 +38,54 @@ TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
   const auto rows = at::tensor({4, 0, 6, 2}, at::kInt);
 
   SECTION("norm_rows") {
-    const auto weight = random({kWidth}, at::kFloat);
+    const NormKind kind = GENERATE(NormKind::rms, NormKind::rms_fp32, NormKind::layer);
+    Norm norm{.kind = kind, .epsilon = 1e-6, .weight = random({kWidth}, at::kFloat), .bias = {}};
+    if (kind == NormKind::layer) norm.bias = random({kWidth}, at::kFloat);
     auto ours = at::empty({kRows, kWidth}, numerics.tile());
     auto theirs = at::empty_like(ours);
-    kernels::norm_rows(numerics, stored, weight, 1e-6, ours);
-    kernels::aten::norm_rows(numerics, stored, weight, 1e-6, theirs);
+    kernels::norm_rows(numerics, stored, norm, ours);
+    kernels::aten::norm_rows(numerics, stored, norm, theirs);
+    check_close(ours, theirs, numerics);
+    const auto wide = product(numerics, {kRows, kWidth + 5});
+    kernels::norm_product(numerics, wide.narrow(1, 3, kWidth), norm, ours);
+    kernels::aten::norm_product(numerics, wide.narrow(1, 3, kWidth), norm, theirs);
     check_close(ours, theirs, numerics);
   }
   SECTION("rotate_rows") {
-    const QueryKeyNorm norm = GENERATE(QueryKeyNorm::none, QueryKeyNorm::per_head, QueryKeyNorm::full);
-    const bool full = norm == QueryKeyNorm::full;
-    kernels::HeadLayout layout{.heads = 4, .key_value_heads = 2, .head_dim = 6, .norm = norm, .epsilon = 1e-6, .clip = 0.8,
-                               .query_norm = random({full ? 24 : 6}, at::kFloat), .key_norm = random({full ? 12 : 6}, at::kFloat)};
-    auto ours = product(numerics, {kRows, 48});
+    const QueryKeyNorm norm = GENERATE(QueryKeyNorm::none, QueryKeyNorm::per_head, QueryKeyNorm::full,
+                                       QueryKeyNorm::per_head_after_rope, QueryKeyNorm::unit_after_rope);
+    const auto weights = [&](std::int64_t heads) {
+      Norm out{.kind = NormKind::rms, .epsilon = 1e-6, .weight = {}, .bias = {}};
+      if (norm != QueryKeyNorm::unit_after_rope) out.weight = random({norm == QueryKeyNorm::full ? heads * 6 : 6}, at::kFloat);
+      return out;
+    };
+    kernels::HeadLayout layout{.heads = 4, .key_value_heads = 2, .head_dim = 6, .norm = norm, .clip = 0.8,
+                               .query_norm = weights(4), .key_norm = weights(2)};
+    auto ours = product(numerics, {kRows, 48 + 3});  // a few columns behind the values
     auto theirs = ours.clone();
-    const auto cosine = random({kRows, 2}, at::kFloat);  // four of six dimensions rotate
-    const auto sine = random({kRows, 2}, at::kFloat);
-    kernels::rotate_rows(numerics, ours, layout, cosine, sine);
-    kernels::aten::rotate_rows(numerics, theirs, layout, cosine, sine);
+    const kernels::Rotation rotation{.cosine = random({kRows, 2}, at::kFloat),  // four of six dimensions rotate
+                                     .sine = random({kRows, 2}, at::kFloat),
+                                     .pairs = GENERATE(RopePairs::halves, RopePairs::neighbours),
+                                     .in_fp32 = GENERATE(false, true)};
+    kernels::rotate_rows(numerics, ours, layout, rotation);
+    kernels::aten::rotate_rows(numerics, theirs, layout, rotation);
     check_close(ours, theirs, numerics);
+    auto heads = random({kRows, 3, 9}, numerics.tile());
+    auto heads2 = heads.clone();
+    auto part = heads.narrow(2, 5, 4);
+    auto part2 = heads2.narrow(2, 5, 4);
+    kernels::rotate_heads(numerics, part, rotation);
+    kernels::aten::rotate_heads(numerics, part2, rotation);
+    check_close(heads, heads2, numerics);
   }
   SECTION("add_rows") {
     const auto delta = product(numerics, {kRows, kWidth});
     auto ours = stored.clone();
     auto theirs = stored.clone();
-    kernels::add_rows(numerics, ours, delta);
-    kernels::aten::add_rows(numerics, theirs, delta);
-    CHECK(at::equal(ours, theirs));
+    const double scale = GENERATE(1.0, 0.22);
+    kernels::add_rows(numerics, ours, delta, scale);
+    kernels::aten::add_rows(numerics, theirs, delta, scale);
+    check_close(ours, theirs, numerics);
   }
   SECTION("gather_rows") {
     auto ours = at::empty({4, kWidth}, numerics.tile());
@@ -79,6 +100,14 @@ TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
     auto theirs = at::empty_like(ours);
     kernels::gated_silu(numerics, gate_up, ours);
     kernels::aten::gated_silu(numerics, gate_up, theirs);
+    check_close(ours, theirs, numerics);
+  }
+  SECTION("clamped_swiglu") {
+    const auto gate_up = product(numerics, {kRows, 2 * kWidth}) * 6;
+    auto ours = at::empty({kRows, kWidth}, numerics.tile());
+    auto theirs = at::empty_like(ours);
+    kernels::clamped_swiglu(numerics, gate_up, 7.0, 1.702, ours);
+    kernels::aten::clamped_swiglu(numerics, gate_up, 7.0, 1.702, theirs);
     check_close(ours, theirs, numerics);
   }
   SECTION("scatter_rows") {
@@ -106,8 +135,9 @@ TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
     auto theirs = stored.clone();
     auto turns = at::empty({kRows}, at::kDouble), turns2 = at::empty({kRows}, at::kDouble);
     const bool with_shared = GENERATE(true, false);
-    kernels::finish_rows(numerics, ours, routed, with_shared ? shared : at::Tensor(), turns);
-    kernels::aten::finish_rows(numerics, theirs, routed, with_shared ? shared : at::Tensor(), turns2);
+    const double scale = GENERATE(1.0, 0.22);
+    kernels::finish_rows(numerics, ours, routed, with_shared ? shared : at::Tensor(), turns, scale);
+    kernels::aten::finish_rows(numerics, theirs, routed, with_shared ? shared : at::Tensor(), turns2, scale);
     check_close(ours, theirs, numerics);
     CHECK(at::allclose(turns, turns2, 1e-6, 1e-9));
   }
@@ -122,4 +152,24 @@ TEST_CASE("the turn of a token is by hand", "[forward][kernels]") {
   CHECK(turns[0].item<double>() == moetrim::testing::Approx(0.2));
   CHECK(turns[1].item<double>() == 0.0);
   CHECK(at::equal(hidden, at::tensor({0.0F, 4.0F, 1.0F, 0.0F}).view({2, 2})));
+}
+
+TEST_CASE("the gated delta rule equals its LibTorch form, also in two parts", "[forward][kernels]") {
+  at::manual_seed(8);
+  const auto q = at::randn({70, 2, 5});
+  const auto raw = at::randn({70, 2, 5});
+  const auto k = raw / raw.norm(2, {-1}, true);
+  const auto v = at::randn({70, 6, 67});  // wider than a block of columns
+  const auto decay = -at::rand({70, 6});
+  const auto beta = at::rand({70, 6});
+  auto state = at::zeros({6, 5, 67}), state2 = at::zeros({6, 5, 67});
+  auto ours = at::empty_like(v), theirs = at::empty_like(v);
+  auto front = ours.narrow(0, 0, 33);
+  auto back = ours.narrow(0, 33, 37);
+  const auto part = [](const at::Tensor& x, std::int64_t from, std::int64_t count) { return x.narrow(0, from, count); };
+  kernels::delta_rule(part(q, 0, 33), part(k, 0, 33), part(v, 0, 33), part(decay, 0, 33), part(beta, 0, 33), state, front);
+  kernels::delta_rule(part(q, 33, 37), part(k, 33, 37), part(v, 33, 37), part(decay, 33, 37), part(beta, 33, 37), state, back);
+  kernels::aten::delta_rule(q, k, v, decay, beta, state2, theirs);
+  CHECK(at::allclose(ours, theirs, 1e-4, 1e-5));
+  CHECK(at::allclose(state, state2, 1e-4, 1e-5));
 }

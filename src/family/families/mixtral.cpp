@@ -5,41 +5,16 @@
 
 namespace moetrim::family_list {
 
-namespace {
-
-std::vector<TensorRule> block_sparse_rules() {
-  using enum Axis;
-  return {
-      {Role::router, "model.layers.{layer}.block_sparse_moe.gate.weight", {E, H}},
-      {Role::expert_gate, "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight", {F, H}},
-      {Role::expert_up, "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight", {F, H}},
-      {Role::expert_down, "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight", {H, F}},
-      // The names that transformers 5 has in memory, met in checkpoints that were saved fused.
-      {Role::router, "model.layers.{layer}.mlp.gate.weight", {E, H}},
-      {Role::fused_gate_up, "model.layers.{layer}.mlp.experts.gate_up_proj", {E, F2, H}},
-      {Role::fused_down, "model.layers.{layer}.mlp.experts.down_proj", {E, H, F}},
-  };
-}
-
-}  // namespace
-
 const Family mixtral{
     .name = "mixtral",
+    .covers = "Mixtral-8x7B, Mixtral-8x22B",
     .source = "Mixtral-8x7B-v0.1 config.json and weight index; transformers 5 MixtralForCausalLM",
     .architectures = {"MixtralForCausalLM"},
     .expert_count_keys = {"num_local_experts", "num_experts"},
     .expert_width_key = "intermediate_size",
-    .shared_width_key = "",
-    .dense_width_key = "",
-    .sparse_step_and_list = false,
-    .router_score = RouterScore::softmax,
-    .normalise_key = "",
-    .gates_in_activation_dtype = false,
-    .query_key_norm = QueryKeyNorm::none,
-    .clip_key = "",
-    .window = WindowRule::all_layers,
-    .rope_theta = 1000000.0,
-    .tensors = join({decoder_rules(), block_sparse_rules()}),
+    .attention = {.window = WindowRule::all_layers, .rope_theta = 1000000.0},
+    // Checkpoints that were saved fused have the names that transformers 5 has in memory.
+    .tensors = join({decoder_rules(), block_sparse_moe_rules(), router_rules(), fused_rules()}),
 };
 
 }  // namespace moetrim::family_list

@@ -1,0 +1,98 @@
+// Both ends of the model: the embedding table and the output head.
+
+#include "forward/output_head.h"
+
+#include <map>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "forward/linear.h"
+#include "forward/load_weight.h"
+#include "moetrim/error.h"
+
+namespace moetrim {
+
+namespace {
+
+at::Tensor load_whole(const Model& model, Role role, at::ScalarType type, const Numerics& numerics, const at::Device& device) {
+  const Weight& weight = model[role];
+  if (!weight) return {};
+  WeightGroup group;
+  append_ranges(weight, -1, group);
+  std::uint64_t size = 0;
+  for (const auto& range : group) size += range.size;
+  std::vector<std::byte> bytes(size);
+  std::size_t at = 0;
+  for (const auto& range : group) {
+    model.checkpoint->read(*range.tensor, range.begin, {bytes.data() + at, static_cast<std::size_t>(range.size)});
+    at += range.size;
+  }
+  const std::byte* start = bytes.data();
+  const PartBytes parts = take_parts(weight, -1, start);
+  return owned(load_weight(model, weight, parts, {type, numerics, device}), parts);
+}
+
+}  // namespace
+
+HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device) {
+  HeadWeights out;
+  out.final_norm = {.kind = model.family->norm, .epsilon = model.norm_epsilon,
+                    .weight = load_whole(model, Role::final_norm, at::kFloat, numerics, device),
+                    .bias = load_whole(model, Role::final_norm_bias, at::kFloat, numerics, device)};
+  if (out.final_norm.kind == NormKind::rms_one_plus) {
+    out.final_norm.weight = out.final_norm.weight + 1.0;
+    out.final_norm.kind = NormKind::rms_fp32;
+  }
+  const bool tied = model.tied_embeddings || !model[Role::head];
+  out.head = load_whole(model, tied ? Role::embedding : Role::head, numerics.tile(), numerics, device);
+  out.bias = load_whole(model, Role::head_bias, numerics.tile(), numerics, device);
+  return out;
+}
+
+void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
+                           at::Tensor& out) {
+  if (head.bias.defined()) {
+    at::addmm_out(out, head.bias, normed, head.head.t());
+  } else {
+    at::mm_out(out, normed, head.head.t());
+  }
+  kernels::round_product(numerics, out);
+  if (model.logit_scale == 1.0) return;
+  out.mul_(model.logit_scale);
+  kernels::round_product(numerics, out);
+}
+
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics) {
+  const Weight& weight = model[Role::embedding];
+  const Tensor& table = *weight.values();
+  const std::uint64_t row_bytes = table.size / static_cast<std::uint64_t>(table.shape[0]);
+  const at::Device cpu(at::kCPU);
+  // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
+  std::vector<std::byte> row(row_bytes);
+  std::map<std::int32_t, at::Tensor> rows;
+  at::Tensor out = at::empty({static_cast<std::int64_t>(ids.size()), model.hidden}, at::TensorOptions().dtype(numerics.stored()));
+  TensorRule one_row = *weight.rule;
+  one_row.axes = {Axis::H};
+  Tensor view = table;
+  view.shape = {model.hidden};
+  const Weight row_weight{.rule = &one_row, .parts = {&view}};
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    const std::int32_t id = ids[t];
+    if (id < 0 || id >= model.vocabulary) {
+      throw InvalidInput(fmt::format("token id {} at position {} is outside the vocabulary of {}", id, t, model.vocabulary));
+    }
+    auto& values = rows[id];
+    if (!values.defined()) {
+      model.checkpoint->read(table, row_bytes * static_cast<std::uint64_t>(id), row);
+      PartBytes parts{};
+      parts[0] = row.data();
+      values = load_weight(model, row_weight, parts, {numerics.stored(), numerics, cpu}).clone();
+      if (model.embedding_scale != 1.0) values.mul_(model.embedding_scale);
+    }
+    out[static_cast<std::int64_t>(t)].copy_(values);
+  }
+  return out;
+}
+
+}  // namespace moetrim

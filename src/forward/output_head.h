@@ -1,0 +1,30 @@
+// Both ends of the model: the embedding table and the output head.
+#pragma once
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "forward/kernels.h"
+#include "forward/numerics.h"
+#include "moetrim/family.h"
+
+namespace moetrim {
+
+/// What turns the last hidden states into logits; the embedding serves where embeddings are tied.
+struct HeadWeights {
+  Norm final_norm;        // [H]
+  at::Tensor head, bias;  // [V, H] tile; [V]
+};
+
+HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device);
+
+/// Normalised rows [n, H] tile to logits [n, V] tile.
+void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
+                           at::Tensor& out);
+
+/// Rows of the embedding table for these tokens, [T, H] stored, scaled; reads only rows that occur.
+/// @throws InvalidInput when a token id is outside the vocabulary.
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics);
+
+}  // namespace moetrim
