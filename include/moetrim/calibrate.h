@@ -20,6 +20,7 @@ struct CalibrateOptions : RunOptions {
   Count count = Count::all;         ///< which tokens are measured; all are run
   int tcess_top_k = 1;              ///< k of PreMoe's marks on raw logits (published: 1)
   double tcess_threshold = -1;      ///< r of PreMoe's marks: the least share that counts, -1 for none (published: -1)
+  bool mtp = false;                 ///< also measure multi-token-prediction blocks, as layers after the last one
   std::int64_t trace_tokens = 0;    ///< record the routing of that many tokens one by one; 0: none
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();  ///< further facts for the manifest (samples, max_tokens, …)
   std::string tool_version;

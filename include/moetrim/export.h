@@ -71,12 +71,16 @@ struct ExportEstimate {
   std::vector<std::string> copied_files;
 };
 
+struct PrepareOptions {
+  bool allow_other_checkpoint = false;  ///< accept a plan whose fingerprint is not the source's
+  Mtp mtp = Mtp::prune;                 ///< what becomes of multi-token-prediction blocks
+};
+
 /// Checks the plan and prepares everything that export_checkpoint needs.
 /// @param tool_version  goes into moetrim.json and the card.
-/// @param allow_other_checkpoint  accept a plan whose fingerprint is not the source's.
 /// @throws InvalidInput when the plan does not fit, see check_plan.
 ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version,
-                             bool allow_other_checkpoint = false);
+                             const PrepareOptions& options = {});
 
 /// @throws UsageError for a target that exists and is not an empty folder, as export_checkpoint does.
 ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& request,

@@ -44,6 +44,12 @@ void check_request(const Model& model, const std::vector<Task>& tasks, const Cal
   }
 }
 
+ForwardOptions forward_of(const Model& model, const CalibrateOptions& options) {
+  ForwardOptions forward = forward_options(model, options);
+  forward.mtp = options.mtp;
+  return forward;
+}
+
 /// One calibration: the groups in turn, each through all layers.
 class Calibration {
  public:
@@ -52,16 +58,16 @@ class Calibration {
     MemoryPlan plan = plan_memory(model, options);
     plan.group_tokens = partial.group_tokens();
     groups_ = make_groups(tasks, options, plan);
-    for (const TokenGroup& group : groups_) total_ += static_cast<std::int64_t>(group.batch.ids.size()) * model.layers;
+    for (const TokenGroup& group : groups_) total_ += static_cast<std::int64_t>(group.batch.ids.size()) * layers();
   }
 
   int groups() const { return static_cast<int>(groups_.size()); }
 
   void run() {
     RunState state = partial_.load_state().value_or(RunState{});
-    for (int g = 0; g < state.group; ++g) done_ += group_tokens(g) * model_.layers;
+    for (int g = 0; g < state.group; ++g) done_ += group_tokens(g) * layers();
     if (state.group >= groups()) return;
-    Forward forward(model_, forward_options(model_, options_));
+    Forward forward(model_, forward_of(model_, options_));
     for (; state.group < groups(); state = RunState{.group = state.group + 1, .layer = 0}) {
       run_group(forward, state);
       partial_.finish_group(state.group);
@@ -69,6 +75,8 @@ class Calibration {
   }
 
  private:
+  std::int64_t layers() const { return model_.layers + (options_.mtp ? model_.mtp_layers : 0); }
+
   std::int64_t group_tokens(int group) const {
     return static_cast<std::int64_t>(groups_[static_cast<std::size_t>(group)].batch.ids.size());
   }
@@ -98,8 +106,20 @@ class Calibration {
     }
   }
 
+  /// The last tokens of a sequence have no token that a multi-token-prediction block could look at.
+  std::vector<MeasuredSequence> measured(const TokenGroup& group, int layer) const {
+    std::vector<MeasuredSequence> sequences = group.sequences;
+    if (layer < model_.layers) return sequences;
+    const std::int64_t ahead = layer - model_.layers + 1;
+    for (MeasuredSequence& sequence : sequences) {
+      sequence.count_end = std::max(sequence.count_begin, std::min(sequence.count_end, sequence.begin + sequence.length - ahead));
+    }
+    return sequences;
+  }
+
   void measure(RunState& state, const TokenGroup& group, const RoutedLayer& routed) {
-    if (state.previous_layer >= 0) {
+    const bool block = routed.layer >= model_.layers;
+    if (state.previous_layer >= 0 && !block) {
       LayerStatistics before = partial_.read_layer(state.group, state.previous_layer);
       // From the group before, not from the file itself: a kill after writing it must not count this group twice.
       before.transitions = earlier(state.group, state.previous_layer).transitions;
@@ -107,7 +127,7 @@ class Calibration {
       partial_.write_layer(state.group, before);
     }
     LayerStatistics layer = earlier(state.group, routed.layer);
-    observe_layer(routed, group.sequences, observe_options(options_), layer);
+    observe_layer(routed, measured(group, routed.layer), observe_options(options_), layer);
     partial_.write_layer(state.group, layer);
     if (traces(state.group)) write_trace_layer(trace_folder(), routed, traced(group));
     state.previous_layer = routed.layer;
@@ -124,7 +144,7 @@ class Calibration {
   void stop_if_asked(const RunState& state) const {
     if (options_.stop == nullptr || !*options_.stop) return;
     throw Interrupted(fmt::format("stopped before layer {} of {}; repeat the command to go on from there", state.layer,
-                                  model_.layers));
+                                  layers()));
   }
 
   /// The trace covers the first group only: it is bounded, and meant for plots.
@@ -155,7 +175,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.layers = static_cast<int>(model.layers);
   manifest.experts = static_cast<int>(model.experts);
   manifest.experts_per_token = static_cast<int>(model.experts_per_token);
-  manifest.moe_layers = model.moe_layers();
+  manifest.moe_layers = model.moe_layers(options.mtp);
   manifest.tcess_top_k = observe.tcess_top_k;
   manifest.tcess_threshold = observe.tcess_threshold;
   manifest.dtype = options.precision;
@@ -195,7 +215,7 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
   const std::uint64_t state_bytes = static_cast<std::uint64_t>(largest) * static_cast<std::uint64_t>(model.hidden) * 4;
   const auto traced = static_cast<std::uint64_t>(std::min(options.trace_tokens, largest));
   const std::uint64_t trace_bytes = traced * (experts * 4 + static_cast<std::uint64_t>(model.experts_per_token) * 16 + 8);
-  estimate.disk_bytes = model.moe_layers().size() * (2 * layer_bytes + trace_bytes) + 2 * state_bytes;
+  estimate.disk_bytes = model.moe_layers(options.mtp).size() * (2 * layer_bytes + trace_bytes) + 2 * state_bytes;
   const double active = 2.0 * static_cast<double>(model.hidden) *
                         (static_cast<double>(model.heads + model.key_value_heads) * 2 * static_cast<double>(model.head_dim) +
                          3.0 * static_cast<double>(model.experts_per_token * model.expert_width + model.shared_width));
@@ -218,7 +238,7 @@ StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks,
 
 void run_forward_only(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const auto groups = make_groups(tasks, options, plan_memory(model, options));
-  Forward forward(model, forward_options(model, options));
+  Forward forward(model, forward_of(model, options));
   RoutedLayer routed;
   std::int64_t total = 0;
   std::int64_t done = 0;

@@ -16,6 +16,8 @@ void CalibrateFlags::add(CLI::App& command) {
   command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
   command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: the least share that counts; -1: all count")
       ->check(CLI::Range(-1.0, 1.0))->capture_default_str();
+  command.add_option("--mtp", mtp, "Multi-token-prediction blocks: measured if they are to be pruned, else left alone")
+      ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
   command.add_option("--trace", trace, "Also record the routing of up to N tokens one by one")->check(CLI::NonNegativeNumber);
 }
 
@@ -25,6 +27,7 @@ CalibrateOptions CalibrateFlags::options(const Session& session) const {
   options.count = task.count_value();
   options.tcess_top_k = tcess_top_k;
   options.tcess_threshold = tcess_threshold;
+  options.mtp = mtp == "prune";
   options.trace_tokens = trace;
   options.settings = {{"samples", task.samples},
                       {"shuffle", task.shuffle ? nlohmann::ordered_json(*task.shuffle) : nlohmann::ordered_json()},

@@ -12,7 +12,7 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB";
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune";
   bool overwrite = false, other = false, dry_run = false;
 };
 
@@ -31,7 +31,7 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
   const Model model = describe(checkpoint);
   const ExportOptions options{.shard_bytes = parse_bytes(flags.shard_size), .overwrite = flags.overwrite};
-  const ExportRequest request = prepare_export(model, plan, kVersion, flags.other);
+  const ExportRequest request = prepare_export(model, plan, kVersion, {.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)});
   if (flags.dry_run) return print_estimate(session, describe_rewrite(checkpoint, request, flags.output, options));
   Progress line("rewrite", "B", session.quiet);
   const ExportResult result = export_checkpoint(checkpoint, request, flags.output, options, [&](const ExportProgress& p) {
@@ -60,6 +60,8 @@ void add_rewrite(CLI::App& app, Session& session) {
   command->add_option("--plan", flags->plan, "Plan file")->required();
   command->add_option("-o,--output", flags->output, "Folder for the new checkpoint; must not exist, or be empty")->required();
   command->add_option("--shard-size", flags->shard_size, "Largest file, for example 5GB or 500MiB")->capture_default_str();
+  command->add_option("--mtp", flags->mtp, "Multi-token-prediction blocks: prune as the plan says, keep whole, or drop")
+      ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
   command->add_flag("--overwrite", flags->overwrite, "Replace the output if moetrim wrote it");
   command->add_flag("--allow-other-checkpoint", flags->other, "Use a plan that was made for another checkpoint of the same shape");
   command->add_flag("--dry-run", flags->dry_run, "Say bytes, files, disk and memory; write nothing");

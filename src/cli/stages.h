@@ -19,6 +19,7 @@ struct CalibrateFlags {
   int tcess_top_k = 1;
   double tcess_threshold = -1;
   std::int64_t trace = 0;
+  std::string mtp = "prune";
 
   void add(CLI::App& command);
   CalibrateOptions options(const Session& session) const;

@@ -5,6 +5,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
+#include "moetrim/suggest.h"
 
 namespace moetrim {
 
@@ -36,11 +37,16 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
   }
 }
 
-void check_layers(const Model& model, const Plan& plan) {
+void check_layers(const Model& model, const Plan& plan, Mtp mtp) {
   std::vector<int> got;
   for (const PlanLayer& layer : plan.layers) got.push_back(layer.layer);
-  const std::vector<int> expected = model.moe_layers();
-  if (got == expected) return;
+  const std::vector<int> expected = model.moe_layers(mtp == Mtp::prune);
+  if (got == expected || (mtp != Mtp::prune && got == model.moe_layers(true))) return;
+  if (got == model.moe_layers(false)) {
+    refuse(model, fmt::format("it does not cover the {} multi-token-prediction block(s) of the checkpoint; leave them out with "
+                              "--mtp drop, copy them whole with --mtp keep, or make the plan from statistics that were "
+                              "calibrated with --mtp prune", model.mtp_layers));
+  }
   refuse(model, fmt::format("it must name every MoE layer once, in order; expected layers [{}], got [{}]",
                             fmt::join(expected, ", "), fmt::join(got, ", ")));
 }
@@ -65,9 +71,16 @@ void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
 
 }  // namespace
 
-void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint) {
+Mtp parse_mtp(std::string_view text) {
+  if (text == "prune") return Mtp::prune;
+  if (text == "keep") return Mtp::keep;
+  if (text == "drop") return Mtp::drop;
+  throw UsageError(fmt::format("--mtp {}: expected prune, keep or drop", in_quotes(text)));
+}
+
+void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint, Mtp mtp) {
   check_head(model, plan, fingerprint);
-  check_layers(model, plan);
+  check_layers(model, plan, mtp);
   for (const PlanLayer& layer : plan.layers) check_keep(model, plan, layer);
 }
 

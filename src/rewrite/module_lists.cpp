@@ -46,22 +46,28 @@ std::optional<std::size_t> number_after(const std::vector<std::string>& parts, s
   return std::nullopt;
 }
 
+/// The absolute layer that a name speaks of; blocks that are counted apart follow the layers.
+std::optional<int> layer_of(const std::vector<std::string>& parts, const Model& model) {
+  const auto at = number_after(parts, "layers");
+  const auto layer = at ? whole_number(parts[*at]) : std::nullopt;
+  if (layer && parts[0] == "mtp") return static_cast<int>(model.layers) + *layer;
+  return layer;
+}
+
 /// The entry under its new number, or nothing when its expert is dropped.
-std::optional<std::string> renumbered(const std::string& entry, std::string_view list, std::int64_t experts,
+std::optional<std::string> renumbered(const std::string& entry, std::string_view list, const Model& model,
                                       const Renumbering& numbers) {
-  if (entry.starts_with(kPattern)) return entry;
   std::vector<std::string> parts = split(entry);
   const auto expert_at = number_after(parts, "experts");
   if (!expert_at) return entry;
   const auto refuse = [&](std::string_view why) {
     throw InvalidInput(fmt::format("config.json: quantization_config: {}: entry {} {}", list, in_quotes(entry), why));
   };
-  const auto layer_at = number_after(parts, "layers");
-  const auto layer = layer_at ? whole_number(parts[*layer_at]) : std::nullopt;
+  const auto layer = layer_of(parts, model);
   const auto expert = whole_number(parts[*expert_at]);
   if (!layer || !expert) refuse("names an expert without saying its layer and number plainly; spell it as layers.L.….experts.E");
   if (!numbers.covers(*layer)) return entry;
-  if (*expert >= experts) refuse(fmt::format("names expert {}, but there are {}", *expert, experts));
+  if (*expert >= model.experts) refuse(fmt::format("names expert {}, but there are {}", *expert, model.experts));
   const int id = numbers.new_id(*layer, *expert);
   if (id < 0) return std::nullopt;
   parts[*expert_at] = std::to_string(id);
@@ -70,18 +76,26 @@ std::optional<std::string> renumbered(const std::string& entry, std::string_view
 
 }  // namespace
 
-void renumber_module_lists(nlohmann::ordered_json& quantization, std::int64_t experts, const Renumbering& numbers) {
+bool names_mtp(std::string_view name, const Model& model) {
+  const auto parts = split(name);
+  const auto layer = layer_of(parts, model);
+  return parts[0] == "mtp" || (layer && *layer >= model.layers);
+}
+
+void renumber_module_lists(nlohmann::ordered_json& quantization, const Model& model, const Renumbering& numbers, Mtp mtp) {
   if (!quantization.is_object()) return;
   for (const auto list : kLists) {
     const auto found = quantization.find(std::string(list));
     if (found == quantization.end() || !found->is_array()) continue;
     auto kept = nlohmann::ordered_json::array();
     for (const auto& entry : *found) {
-      if (!entry.is_string()) {
+      if (!entry.is_string() || entry.get_ref<const std::string&>().starts_with(kPattern)) {
         kept.push_back(entry);
-      } else if (auto name = renumbered(entry.get<std::string>(), list, experts, numbers)) {
-        kept.push_back(std::move(*name));
+        continue;
       }
+      const auto& text = entry.get_ref<const std::string&>();
+      if (mtp == Mtp::drop && model.mtp_layers > 0 && names_mtp(text, model)) continue;
+      if (auto name = renumbered(text, list, model, numbers)) kept.push_back(std::move(*name));
     }
     *found = std::move(kept);
   }

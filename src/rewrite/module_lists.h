@@ -11,10 +11,13 @@
 
 namespace moetrim {
 
-/// Renumbers every list of module names in a `quantization_config`: entries of dropped experts go, entries of kept
-/// experts get the new number, and everything else, patterns included, stays.
+/// Whether a tensor or module lies in a multi-token-prediction block, by its name.
+bool names_mtp(std::string_view name, const Model& model);
+
+/// Renumbers every list of module names in a `quantization_config`: entries of dropped experts and of blocks that are
+/// dropped go, entries of kept experts get the new number, and everything else, patterns included, stays.
 /// @throws InvalidInput naming the list and the entry that names an expert without its layer, or one that is not there.
-void renumber_module_lists(nlohmann::ordered_json& quantization, std::int64_t experts, const Renumbering& numbers);
+void renumber_module_lists(nlohmann::ordered_json& quantization, const Model& model, const Renumbering& numbers, Mtp mtp);
 
 /// Patterns ("re:…") in those lists that hold a number after "experts": they may now mean another expert.
 std::vector<std::string> suspicious_patterns(const nlohmann::ordered_json& quantization);

@@ -9,6 +9,7 @@
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
+#include "rewrite/module_lists.h"
 #include "rewrite/renumbering.h"
 
 namespace moetrim {
@@ -68,6 +69,12 @@ OutputTensor slice(const Tensor& tensor, std::size_t axis, const std::vector<int
   return out;
 }
 
+/// Also tensors of a block that the family does not know.
+bool is_mtp(const Model& model, const Tensor& tensor, const TensorPlace& place) {
+  if (place.rule != nullptr) return place.layer >= model.layers;
+  return model.mtp_layers > 0 && names_mtp(tensor.name, model);
+}
+
 /// Nothing for a tensor of an expert that is dropped.
 std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& place, const Renumbering& numbers) {
   if (place.rule == nullptr || !numbers.covers(place.layer)) return whole(tensor, tensor.name);
@@ -79,17 +86,23 @@ std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& p
   const auto& axes = place.rule->axes;
   const auto axis = std::find(axes.begin(), axes.end(), Axis::E);
   if (axis == axes.end()) return whole(tensor, tensor.name);
-  return slice(tensor, static_cast<std::size_t>(axis - axes.begin()), numbers.keep(place.layer));
+  // A scale that all experts share has no expert axis.
+  const auto index = static_cast<std::size_t>(axis - axes.begin());
+  if (place.part != Part::values && (index >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1})) {
+    return whole(tensor, tensor.name);
+  }
+  return slice(tensor, index, numbers.keep(place.layer));
 }
 
 }  // namespace
 
-std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan) {
-  const Renumbering numbers(model, plan);
+std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp) {
+  const Renumbering numbers(model, plan, mtp);
   const auto& tensors = model.checkpoint->tensors();
   std::vector<OutputTensor> out;
   out.reserve(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (mtp == Mtp::drop && is_mtp(model, tensors[i], model.places.at(i))) continue;
     if (auto tensor = rewritten(tensors[i], model.places.at(i), numbers)) out.push_back(std::move(*tensor));
   }
   return out;

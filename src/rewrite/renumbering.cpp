@@ -4,9 +4,10 @@
 
 namespace moetrim {
 
-Renumbering::Renumbering(const Model& model, const Plan& plan)
-    : keep_(static_cast<std::size_t>(model.layers)), new_id_(static_cast<std::size_t>(model.layers)) {
+Renumbering::Renumbering(const Model& model, const Plan& plan, Mtp mtp)
+    : keep_(static_cast<std::size_t>(model.layers + model.mtp_layers)), new_id_(keep_.size()) {
   for (const PlanLayer& layer : plan.layers) {
+    if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
     const auto index = static_cast<std::size_t>(layer.layer);
     keep_.at(index) = layer.keep;
     new_id_.at(index).assign(static_cast<std::size_t>(model.experts), -1);

@@ -5,14 +5,15 @@
 
 #include "moetrim/family.h"
 #include "moetrim/plan.h"
+#include "moetrim/rewrite.h"
 
 namespace moetrim {
 
 /// Old expert ids to new ones. Layers that the plan does not name keep all of theirs.
 class Renumbering {
  public:
-  /// Expects a plan that check_plan accepts.
-  Renumbering(const Model& model, const Plan& plan);
+  /// Expects a plan that check_plan accepts. Multi-token-prediction blocks are covered only when they are pruned.
+  Renumbering(const Model& model, const Plan& plan, Mtp mtp);
 
   /// True when the plan says something about this layer.
   bool covers(int layer) const;
@@ -22,8 +23,8 @@ class Renumbering {
   int new_id(int layer, int expert) const;
 
  private:
-  std::vector<std::vector<int>> keep_;    ///< [L], empty where not covered
-  std::vector<std::vector<int>> new_id_;  ///< [L][E], empty where not covered
+  std::vector<std::vector<int>> keep_;    ///< [layers and blocks], empty where not covered
+  std::vector<std::vector<int>> new_id_;  ///< [layers and blocks][E], empty where not covered
 };
 
 }  // namespace moetrim

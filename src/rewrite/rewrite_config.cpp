@@ -31,25 +31,39 @@ void set_expert_counts(nlohmann::ordered_json& object, const Model& model, int k
   }
 }
 
-void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, const Renumbering& numbers) {
+/// Every spelling of the number of multi-token-prediction blocks.
+constexpr std::array<std::string_view, 3> kMtpCounts = {"num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers"};
+
+void set_where_present(nlohmann::ordered_json& object, std::string_view key, const nlohmann::ordered_json& value) {
+  const auto found = object.find(std::string(key));
+  if (found != object.end() && !found->is_null()) *found = value;
+}
+
+void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp) {
   set_expert_counts(object, model, plan.keep);
+  if (mtp == Mtp::drop) {
+    for (const auto key : kMtpCounts) set_where_present(object, key, 0);
+  }
   const auto quantization = object.find(kQuantization);
-  if (quantization != object.end()) renumber_module_lists(*quantization, model.experts, numbers);
+  if (quantization != object.end()) renumber_module_lists(*quantization, model, Renumbering(model, plan, mtp), mtp);
 }
 
 }  // namespace
 
-nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan) {
-  const Renumbering numbers(model, plan);
+nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp) {
   nlohmann::ordered_json config = model.checkpoint->config();
-  rewrite_object(config, model, plan, numbers);
+  rewrite_object(config, model, plan, mtp);
   const auto text = config.find(kText);
-  if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, numbers);
+  if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, mtp);
   return config;
 }
 
-std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan) {
+std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp) {
   std::vector<std::string> out;
+  if (model.mtp_layers > 0 && mtp == Mtp::keep && plan.keep < model.experts) {
+    out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
+                              "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));
+  }
   if (plan.keep < model.experts && model.family->router.score == RouterScore::softmax && !model.normalise_gates) {
     out.push_back(fmt::format(
         "Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead of {} "
