@@ -16,6 +16,8 @@
 
 namespace moetrim {
 
+struct Model;
+
 /// How many experts of every layer stay: a number, or a ratio that is rounded once, half up, and reported.
 struct KeepBudget {
   std::optional<int> experts;
@@ -23,9 +25,37 @@ struct KeepBudget {
 
   /// "16" or "0.5" or "50%"; "1" is one expert, "1.0" and "100%" are all. @throws UsageError
   static KeepBudget parse(std::string_view text);
-  /// Whole experts to keep of `experts`; a ratio is rounded here and nowhere else. @throws UsageError when nothing is set
-  int of(int experts_before) const;
+  /// Whole experts to keep of `experts`; a ratio is rounded here and nowhere else, to a multiple of `step`.
+  /// @throws UsageError when nothing is set
+  int of(int experts_before, int step = 1) const;
 };
+
+/// What decides how many experts a layer can do with. Known before anything is measured.
+struct RouterLimits {
+  int experts = 0;            ///< per layer
+  int experts_per_token = 0;
+  RouterGroups groups = {};
+  std::string router = "softmax";  ///< or "sigmoid"
+  bool gates_normalised = true;
+
+  /// Kept gates grow when experts go: they are shares of a softmax over all experts, and stay as they are.
+  bool drifts() const { return router == "softmax" && !gates_normalised; }
+};
+
+RouterLimits router_limits(const StatisticsManifest& manifest);
+RouterLimits router_limits(const Model& model);
+
+/// How many experts of every layer a plan keeps, before protection is asked for.
+///
+/// With groups every group keeps the same number: enough for a token that may use `chosen` groups only, and two where a
+/// group's score is the sum of its two best. A ratio goes to the nearest number that is legal, half up; without groups it
+/// goes to the nearest whole number.
+/// @param regroup  all experts become one group; rules "max" and "top2" only.
+/// @throws InvalidInput naming the rule, why the number is not legal and the nearest that are; or when the router could not
+///         choose among its own experts, or cannot be regrouped. UsageError when the budget is empty.
+int legal_keep(const RouterLimits& limits, const KeepBudget& budget, bool regroup);
+/// @throws InvalidInput when kept gates do not grow, so that there is nothing to correct.
+void check_correct_drift(const RouterLimits& limits);
 
 struct ProtectedExpert {
   int layer = 0;   ///< absolute id
@@ -38,6 +68,9 @@ struct PlanLayer {
   std::vector<int> keep;            ///< original ids, ascending
   int unseen = 0;                   ///< experts that no counted token reached
   int unseen_kept = 0;              ///< those of them that the plan keeps all the same
+  /// Share of the router's probability that the kept experts had, mean over the counted tokens, in (0, 1]. Absent where
+  /// gates do not depend on it (see RouterLimits::drifts), or nothing was measured.
+  std::optional<double> kept_mass = {};
 };
 
 struct Plan {
@@ -49,6 +82,9 @@ struct Plan {
   int experts = 0;                  ///< per layer before
   int keep = 0;                     ///< per layer after
   int experts_per_token = 0;
+  RouterGroups groups;              ///< of the checkpoint; every group keeps the same number unless `regroup`
+  bool regroup = false;             ///< the new checkpoint has one group
+  bool correct_drift = false;       ///< the new checkpoint scales its gates by the mean kept mass
   std::vector<PlanLayer> layers;    ///< every MoE layer, ascending
   std::vector<ProtectedExpert> protect;
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, seed, rounding: for the reader
@@ -57,6 +93,8 @@ struct Plan {
 struct PlanRequest {
   KeepBudget keep;
   std::vector<std::string> protect;  ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
+  bool regroup = false;              ///< ignore the router's groups, and make one of them
+  bool correct_drift = false;        ///< let the new checkpoint undo the growth of kept gates
 };
 
 /// What an expert's max|f| is compared with; see find_super_experts.
@@ -78,22 +116,34 @@ SuperExpertThresholds super_expert_thresholds(const Statistics& statistics, Vari
 /// @throws InvalidInput when no MoE layer is among the first three quarters.
 std::vector<ProtectedExpert> find_super_experts(const Statistics& statistics, Variant variant);
 
-/// Keeps the best `keep` experts of every layer; protected experts first; ties go to the lower id.
+/// Keeps the best `keep` experts of every layer, or keep / groups of every group; protected experts first; ties go to the
+/// lower id.
 /// @param variant  of the super experts, when they are asked for.
-/// @throws InvalidInput when fewer experts would stay than a token is routed to, more are protected than kept, or the
-///         scores are not of these statistics; UsageError for a protection that cannot be read.
+/// @throws InvalidInput when legal_keep or check_correct_drift refuses, more experts of a layer or group are protected than
+///         kept, or the scores are not of these statistics; UsageError for a protection that cannot be read.
 Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant);
+
+/// How much the kept gates grow: by 1 / mass, since a softmax over fewer experts gives each a larger share.
+struct RouterDrift {
+  double mean_mass = 1;   ///< of PlanLayer::kept_mass over the layers; what correct_drift multiplies the gates by
+  double least_mass = 1;
+  int least_layer = 0;    ///< absolute id
+};
+
+/// @return nothing where gates do not drift, or nothing was measured.
+std::optional<RouterDrift> router_drift(const Plan& plan);
 
 /// How soon the decision settles: the kept set from the first 1, 2, … kSlices slices of the demonstrations against the kept
 /// set from all of them, as overlap (Jaccard: size of the intersection over size of the union), mean over the layers.
 /// Protection is left out. The last value is 1.
 std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
                                 const KeepBudget& keep,
-                                const std::vector<std::pair<std::string, double>>& task_weights = {});
+                                const std::vector<std::pair<std::string, double>>& task_weights = {}, bool regroup = false);
 
 /// `recipes/plan.schema.json` describes it.
 nlohmann::ordered_json plan_to_json(const Plan& plan);
-/// @throws InvalidInput naming file and field; ids out of range, doubled, unsorted or counts that differ are refused.
+/// @throws InvalidInput naming file and field; ids out of range, doubled, unsorted or counts that differ, in a layer or in
+///         one of its groups, are refused.
 Plan read_plan(const std::filesystem::path& file);
 /// One line per layer; equal plans give equal bytes. @throws InvalidInput when read_plan would refuse it.
 void write_plan(const std::filesystem::path& file, const Plan& plan);

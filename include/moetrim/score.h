@@ -54,6 +54,7 @@ struct Scores {
   std::vector<int> layers;                   ///< absolute ids of the MoE layers
   std::vector<std::vector<double>> values;   ///< per layer [experts]
   std::vector<std::string> tasks;            ///< names of the tasks that were scored
+  std::vector<double> weights;               ///< of those tasks, in the same order; empty: all 1
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, fingerprints
 };
 

@@ -79,6 +79,29 @@ class LayerStatistics {
   std::array<std::vector<double>, kStatCount> values_;
 };
 
+/// A router that first chooses groups of contiguous experts, then a token's experts among those.
+struct RouterGroups {
+  int count = 1;              ///< groups of equal size; 1: no choice of groups
+  int chosen = 1;             ///< groups that one token may use
+  std::string rule = "none";  ///< a group's score: "max" of its experts (DeepSeek-V2), "top2": its two best added up
+                              ///< (DeepSeek-V3); "each": every group gives the same number of experts (Pangu Pro MoE)
+
+  bool operator==(const RouterGroups&) const = default;
+};
+
+/// Experts of one group that a token can always need: a group with fewer cannot be routed to.
+int least_per_group(const RouterGroups& groups, int experts_per_token);
+/// Why such a router cannot choose among that many experts: groups of unequal size (which transformers runs, silently wrong),
+/// more groups chosen than there are, too few experts in those. Empty when it can.
+std::string router_groups_problem(const RouterGroups& groups, int experts, int experts_per_token);
+
+/// {"count", "chosen", "rule"}
+nlohmann::ordered_json router_groups_to_json(const RouterGroups& groups);
+/// @param where  path of the object inside the file.
+/// @throws InvalidInput naming file and field; a rule of "none" is written by leaving the object out.
+RouterGroups router_groups_from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file,
+                                     const std::string& where, int experts, int experts_per_token);
+
 /// What was measured, on what, how. Written as manifest.json; two statistics with equal manifests (but for the
 /// tasks) may be added.
 struct StatisticsManifest {
@@ -87,6 +110,7 @@ struct StatisticsManifest {
   std::string router;          ///< "softmax" or "sigmoid": what `--variant official` must know
   bool router_selects_by_logit = true;   ///< false with a selection bias or groups
   bool gates_normalised = true;          ///< gates of a token sum to one (times a scale)
+  RouterGroups groups;         ///< left out of manifest.json when there are none
   int layers = 0;              ///< all decoder layers
   int experts = 0;
   int experts_per_token = 0;

@@ -13,16 +13,38 @@ void PlanFlags::add(CLI::App& command) {
   command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)")->required();
   command.add_option("--protect", protect, "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
       ->allow_extra_args(false);
+  command.add_flag("--regroup", regroup, "Give up the router's groups of experts: the best of a layer stay, wherever they are");
+  command.add_flag("--correct-drift", correct_drift, "Let rewrite undo the growth of kept gates that are not renormalised");
+}
+
+void PlanFlags::check(const RouterLimits& limits) const {
+  legal_keep(limits, KeepBudget::parse(keep), regroup);
+  if (correct_drift) check_correct_drift(limits);
 }
 
 Plan PlanFlags::make(const Statistics& statistics) const {
   const ScoreOptions options = score.options();
   const Scores scores = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
-  const PlanRequest request{.keep = KeepBudget::parse(keep), .protect = protect};
+  const PlanRequest request{
+      .keep = KeepBudget::parse(keep), .protect = protect, .regroup = regroup, .correct_drift = correct_drift};
   return make_plan(statistics, scores, request, options.variant);
 }
 
 namespace {
+
+std::string describe_groups(const Plan& plan) {
+  if (plan.groups.count == 1) return "";
+  if (plan.regroup) return fmt::format("the router's {} groups of experts become one\n", plan.groups.count);
+  return fmt::format("{} in each of the router's {} groups of experts\n", plan.keep / plan.groups.count, plan.groups.count);
+}
+
+std::string describe_drift(const Plan& plan) {
+  const auto drift = router_drift(plan);
+  if (!drift) return "";
+  return fmt::format("router drift: kept gate weights grow by about {:.2f} (most in layer {}: {:.2f}){}\n",
+                     1 / drift->mean_mass, drift->least_layer, 1 / drift->least_mass,
+                     plan.correct_drift ? "; the new checkpoint's scale undoes the mean" : "");
+}
 
 std::string describe_plan(const Plan& plan) {
   int unseen = 0;
@@ -33,6 +55,7 @@ std::string describe_plan(const Plan& plan) {
   }
   std::string text = fmt::format("keeps {} of {} experts in each of {} layers by {}\n", plan.keep, plan.experts,
                                  plan.layers.size(), plan.method);
+  text += describe_groups(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   if (unseen > 0) {
     text += fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "

@@ -93,6 +93,8 @@ void read_plan_part(Part& part, PlanFlags& out) {
   out.keep = read_keep(part.fields());
   KeepBudget::parse(out.keep);
   out.protect = part.texts("protect", false);
+  part.flag("regroup", out.regroup);
+  part.flag("correct-drift", out.correct_drift);
   part.fields().finish();
 }
 

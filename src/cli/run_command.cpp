@@ -43,13 +43,9 @@ class Run {
   fs::path statistics_folder() const { return recipe_.output / "calibration.stats"; }
   fs::path pruned_folder() const { return recipe_.output / "checkpoint"; }
 
-  /// What would fail after hours fails now: a keep below top-k, task files, a tokenizer.
+  /// What would fail after hours fails now: a keep that the router cannot work with, task files, a tokenizer.
   void check_first() {
-    const int keep = KeepBudget::parse(recipe_.plan.keep).of(static_cast<int>(model_.experts));
-    if (keep < model_.experts_per_token || keep > model_.experts) {
-      throw InvalidInput(fmt::format("plan.keep gives {} of {} experts, but every token is routed to {}; keep from {} to {}", keep,
-                                     model_.experts, model_.experts_per_token, model_.experts_per_token, model_.experts));
-    }
+    recipe_.plan.check(router_limits(model_));
     tasks_ = read_tasks(recipe_.calibrate.task.files, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
     if (!recipe_.evaluates) return;
     tests_ = read_tasks(recipe_.evaluate.task.files, recipe_.checkpoint, recipe_.evaluate.task.task_options(model_.vocabulary));

@@ -29,8 +29,12 @@ struct PlanFlags {
   ScoreFlags score;
   std::string keep;
   std::vector<std::string> protect;
+  bool regroup = false;
+  bool correct_drift = false;
 
   void add(CLI::App& command);
+  /// Refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
+  void check(const RouterLimits& limits) const;
   Plan make(const Statistics& statistics) const;
 };
 

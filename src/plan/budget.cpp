@@ -43,14 +43,14 @@ KeepBudget KeepBudget::parse(std::string_view text) {
   return budget;
 }
 
-int KeepBudget::of(int experts_before) const {
+int KeepBudget::of(int experts_before, int step) const {
   if (experts.has_value() == ratio.has_value()) throw UsageError("keep: expected either a number of experts or a ratio");
   if (experts) return *experts;
   if (!(*ratio > 0 && *ratio <= 1)) refuse(fmt::format("{}", *ratio));
   // Half up. Decimal ratios are slightly off in binary (0.29 x 100 = 28.999999999999996, 0.145 x 100 = 14.499999999999998):
   // the slack is far above that error and far below the last digit that anybody types.
   constexpr double kSlack = 1e-9;
-  return static_cast<int>(std::floor(*ratio * experts_before + 0.5 + kSlack));
+  return step * static_cast<int>(std::floor(*ratio * experts_before / step + 0.5 + kSlack));
 }
 
 }  // namespace moetrim

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <iterator>
 
-#include "moetrim/error.h"
 #include "moetrim/plan.h"
+#include "plan/legal_keep.h"
 #include "plan/select.h"
 
 namespace moetrim {
@@ -11,9 +11,9 @@ namespace {
 
 using KeptSets = std::vector<std::vector<int>>;  // [layers][keep], ascending
 
-KeptSets kept_sets(const Scores& scores, int keep) {
+KeptSets kept_sets(const Scores& scores, int keep, int groups) {
   KeptSets sets;
-  for (const auto& values : scores.values) sets.push_back(best_experts(values, {}, keep));
+  for (const auto& values : scores.values) sets.push_back(best_experts(values, {}, keep, groups));
   return sets;
 }
 
@@ -32,19 +32,17 @@ double mean_overlap(const KeptSets& a, const KeptSets& b) {
 
 std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
                                 const KeepBudget& budget,
-                                const std::vector<std::pair<std::string, double>>& task_weights) {
-  const int keep = budget.of(statistics.manifest.experts);
-  if (keep < 1 || keep > statistics.manifest.experts) {
-    throw InvalidInput("convergence: expected to keep between 1 and " + std::to_string(statistics.manifest.experts) +
-                       " experts, got " + std::to_string(keep));
-  }
-  const KeptSets all = kept_sets(score(statistics, method, options, task_weights), keep);
+                                const std::vector<std::pair<std::string, double>>& task_weights, bool regroup) {
+  const RouterLimits limits = router_limits(statistics.manifest);
+  const int keep = legal_keep(limits, budget, regroup);
+  const int groups = legal_counts(limits, regroup).step;
+  const KeptSets all = kept_sets(score(statistics, method, options, task_weights), keep, groups);
   std::vector<double> overlaps;
   for (int slices = 1; slices <= kSlices; ++slices) {
     Statistics first;
     first.manifest = statistics.manifest;
     for (const auto& layer : statistics.layers) first.layers.push_back(layer.first_slices(slices));
-    overlaps.push_back(mean_overlap(kept_sets(score(first, method, options, task_weights), keep), all));
+    overlaps.push_back(mean_overlap(kept_sets(score(first, method, options, task_weights), keep, groups), all));
   }
   return overlaps;
 }

@@ -1,4 +1,4 @@
-// Scores, a budget and protection to a plan: the same number of experts in every MoE layer.
+// Scores, a budget and protection to a plan: the same number of experts in every MoE layer, and in every group of it.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -7,7 +7,9 @@
 
 #include "moetrim/error.h"
 #include "moetrim/plan.h"
+#include "plan/legal_keep.h"
 #include "plan/protect.h"
+#include "plan/router_drift.h"
 #include "plan/select.h"
 
 namespace moetrim {
@@ -38,22 +40,6 @@ void check_scores(const Statistics& statistics, const Scores& scores) {
   }
 }
 
-void check_keep(const StatisticsManifest& manifest, const Protection& protection, int keep) {
-  const int most = manifest.experts;
-  if (keep > most) throw InvalidInput(fmt::format("keep {}: a layer has {} experts; keep at most {}", keep, most, most));
-  int least = manifest.experts_per_token;
-  std::string problem;
-  if (keep < least) problem = fmt::format("a token is routed to {} experts", least);
-  for (const auto& [layer, experts] : protection) {
-    const int count = static_cast<int>(std::count(experts.begin(), experts.end(), true));
-    if (count > keep && problem.empty()) problem = fmt::format("layer {} has {} protected experts", layer, count);
-    least = std::max(least, count);
-  }
-  if (!problem.empty()) {
-    throw InvalidInput(fmt::format("keep {}: {}; the smallest keep that works is {}", keep, problem, least));
-  }
-}
-
 Protection by_layer(const std::vector<ProtectedExpert>& experts, int expert_count) {
   Protection protection;
   for (const auto& expert : experts) {
@@ -64,13 +50,37 @@ Protection by_layer(const std::vector<ProtectedExpert>& experts, int expert_coun
   return protection;
 }
 
+/// Protected experts of every group that has any.
+std::vector<ProtectedCount> count_protected(const Protection& protection, int experts, int groups) {
+  const int size = experts / groups;
+  std::vector<ProtectedCount> counts;
+  for (const auto& [layer, flags] : protection) {
+    for (int group = 0; group < groups; ++group) {
+      const auto begin = flags.begin() + group * size;
+      const int count = static_cast<int>(std::count(begin, begin + size, true));
+      if (count > 0) counts.push_back({.layer = layer, .group = group, .count = count});
+    }
+  }
+  return counts;
+}
+
+/// How much each task of the statistics weighs in the scores; 0: it was not scored.
+std::vector<double> task_weights(const StatisticsManifest& manifest, const Scores& scores) {
+  std::vector<double> weights;
+  for (const auto& task : manifest.tasks) {
+    const auto found = std::find(scores.tasks.begin(), scores.tasks.end(), task.name);
+    const auto index = static_cast<std::size_t>(found - scores.tasks.begin());
+    const bool scored = scores.tasks.empty() || found != scores.tasks.end();
+    weights.push_back(!scored ? 0 : index < scores.weights.size() ? scores.weights[index] : 1);
+  }
+  return weights;
+}
+
 /// Tokens that reached each expert in the tasks that were scored: [experts].
-std::vector<double> routed_tokens(const Statistics& statistics, const Scores& scores, const LayerStatistics& layer) {
+std::vector<double> routed_tokens(const LayerStatistics& layer, const std::vector<double>& weights) {
   std::vector<double> routed(static_cast<std::size_t>(layer.experts), 0.0);
   for (int task = 0; task < layer.tasks; ++task) {
-    const auto& name = statistics.manifest.tasks[static_cast<std::size_t>(task)].name;
-    const bool scored = std::find(scores.tasks.begin(), scores.tasks.end(), name) != scores.tasks.end();
-    if (!scores.tasks.empty() && !scored) continue;
+    if (weights[static_cast<std::size_t>(task)] == 0) continue;
     const auto of_task = layer.task_total(Stat::routed_count, task);
     for (std::size_t e = 0; e < routed.size(); ++e) routed[e] += of_task[e];
   }
@@ -85,25 +95,33 @@ PlanLayer plan_layer(int layer, std::vector<int> keep, const std::vector<double>
   return planned;
 }
 
-nlohmann::ordered_json source_of(const Scores& scores, const PlanRequest& request, int experts, int keep, Variant variant) {
+nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {
+  const std::string rule =
+      counts.step == 1 ? "nearest, half up"
+                       : fmt::format("nearest multiple of {}, half up, at least {}", counts.step, counts.least);
+  return {{"ratio", ratio}, {"experts", plan.experts}, {"keep", plan.keep}, {"rule", rule}};
+}
+
+nlohmann::ordered_json source_of(const Scores& scores, const PlanRequest& request, const Plan& plan, const LegalCounts& counts,
+                                 Variant variant) {
   nlohmann::ordered_json source = scores.source;
   source.erase("checkpoint_fingerprint");  // fields of the plan itself
   source.erase("family");
-  if (request.keep.ratio) {
-    source["rounding"] = {{"ratio", *request.keep.ratio}, {"experts", experts}, {"keep", keep}, {"rule", "nearest, half up"}};
-  }
+  if (request.keep.ratio) source["rounding"] = rounding_of(plan, *request.keep.ratio, counts);
   if (!request.protect.empty()) {
     source["protect"] = request.protect;
     source["super_variant"] = variant_name(variant);
   }
+  if (const auto drift = router_drift(plan)) {
+    source["router_drift"] = {{"mean_kept_mass", drift->mean_mass},
+                              {"least_kept_mass", drift->least_mass},
+                              {"least_layer", drift->least_layer}};
+  }
   return source;
 }
 
-}  // namespace
-
-Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant) {
-  const auto& manifest = statistics.manifest;
-  check_scores(statistics, scores);
+/// Everything but the layers.
+Plan head_of(const StatisticsManifest& manifest, const Scores& scores, const PlanRequest& request) {
   Plan plan;
   plan.method = scores.method;
   plan.variant = scores.variant;
@@ -111,16 +129,33 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
   plan.family = manifest.family;
   plan.experts = manifest.experts;
   plan.experts_per_token = manifest.experts_per_token;
-  plan.keep = request.keep.of(manifest.experts);
+  if (manifest.groups.count > 1) plan.groups = manifest.groups;  // one group is none, whatever its rule
+  plan.regroup = request.regroup;
+  plan.correct_drift = request.correct_drift;
+  return plan;
+}
+
+}  // namespace
+
+Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant) {
+  check_scores(statistics, scores);
+  const RouterLimits limits = router_limits(statistics.manifest);
+  const LegalCounts counts = legal_counts(limits, request.regroup);
+  if (request.correct_drift) check_correct_drift(limits);
+  Plan plan = head_of(statistics.manifest, scores, request);
   plan.protect = resolve_protection(statistics, request.protect, variant);
-  auto protection = by_layer(plan.protect, manifest.experts);
-  check_keep(manifest, protection, plan.keep);
+  auto protection = by_layer(plan.protect, plan.experts);
+  plan.keep = legal_keep(limits, request.keep, request.regroup, count_protected(protection, plan.experts, counts.step));
+  const auto weights = task_weights(statistics.manifest, scores);
   for (std::size_t i = 0; i < statistics.layers.size(); ++i) {
     const auto& layer = statistics.layers[i];
-    plan.layers.push_back(plan_layer(layer.layer, best_experts(scores.values[i], protection[layer.layer], plan.keep),
-                                     routed_tokens(statistics, scores, layer)));
+    plan.layers.push_back(plan_layer(layer.layer,
+                                     best_experts(scores.values[i], protection[layer.layer], plan.keep, counts.step),
+                                     routed_tokens(layer, weights)));
+    if (limits.drifts()) plan.layers.back().kept_mass = kept_mass(layer, plan.layers.back().keep, weights);
   }
-  plan.source = source_of(scores, request, plan.experts, plan.keep, variant);
+  if (request.correct_drift) check_kept_mass(plan);
+  plan.source = source_of(scores, request, plan, counts, variant);
   return plan;
 }
 

@@ -6,12 +6,35 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
+#include "plan/legal_keep.h"
 
 namespace moetrim {
 namespace {
 
 constexpr std::string_view kFormat = "moetrim-plan";
 constexpr int kVersion = 1;
+
+/// The new checkpoint's groups are runs of equal length: unequal numbers would move experts into other groups.
+void check_groups(const JsonFields& fields, const Plan& plan, const std::vector<int>& keep) {
+  if (plan.regroup) return;
+  const int size = plan.experts / plan.groups.count;
+  const int expected = plan.keep / plan.groups.count;
+  for (int group = 0; group < plan.groups.count; ++group) {
+    const auto count = std::count_if(keep.begin(), keep.end(), [&](int expert) { return expert / size == group; });
+    if (count == expected) continue;
+    fields.fail("keep", fmt::format("expected {} of group {} (experts {} to {}) as of every group, got {}", expected, group,
+                                    group * size, (group + 1) * size - 1, count));
+  }
+}
+
+void read_kept_mass(JsonFields& fields, const Plan& plan, PlanLayer& layer) {
+  if (!fields.has("kept_mass")) {
+    if (plan.correct_drift) fields.fail("kept_mass", "is missing; correct_drift needs it in every layer");
+    return;
+  }
+  layer.kept_mass = fields.number("kept_mass", 0, 1);
+  if (*layer.kept_mass == 0) fields.fail("kept_mass", "expected a share above 0, got 0");
+}
 
 PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
   PlanLayer layer;
@@ -21,8 +44,10 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
   if (count != plan.keep) {
     fields.fail("keep", fmt::format("expected {} experts as in the plan's keep, got {}", plan.keep, count));
   }
+  check_groups(fields, plan, layer.keep);
   layer.unseen = fields.whole("unseen", 0, plan.experts);
   layer.unseen_kept = fields.whole("unseen_kept", 0, std::min(layer.unseen, count));
+  read_kept_mass(fields, plan, layer);
   fields.finish();
   return layer;
 }
@@ -64,6 +89,28 @@ void read_protect(JsonFields& fields, const std::filesystem::path& file, Plan& p
   }
 }
 
+/// A flag that is left out unless it is set.
+bool read_set(JsonFields& fields, std::string_view name) {
+  if (!fields.has(name)) return false;
+  if (!fields.flag(name)) fields.fail(name, "expected true, got false; leave it out where it is not set");
+  return true;
+}
+
+void read_groups(JsonFields& fields, const std::filesystem::path& file, Plan& plan) {
+  if (fields.has("groups")) {
+    plan.groups = router_groups_from_json(fields.object("groups"), file, "groups", plan.experts, plan.experts_per_token);
+    if (plan.groups.count == 1) fields.fail("groups", "expected at least two groups, got one; leave it out");
+  }
+  plan.regroup = read_set(fields, "regroup");
+  if (plan.regroup && (plan.groups.count == 1 || plan.groups.rule == "each")) {
+    fields.fail("regroup", "expected only with groups of rule max or top2, got " +
+                               (plan.groups.count == 1 ? std::string("no groups") : "rule each"));
+  }
+  const RouterLimits limits{.experts = plan.experts, .experts_per_token = plan.experts_per_token, .groups = plan.groups};
+  const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), plan.keep);
+  if (!problem.empty()) fields.fail("keep", fmt::format("{} does not work: {}", plan.keep, problem));
+}
+
 Plan plan_from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file) {
   JsonFields fields(json, file);
   fields.choice("format", {kFormat});
@@ -76,11 +123,20 @@ Plan plan_from_json(const nlohmann::ordered_json& json, const std::filesystem::p
   plan.experts = fields.whole("experts", 1);
   plan.keep = fields.whole("keep", 1, plan.experts);
   plan.experts_per_token = fields.whole("experts_per_token", 1, plan.keep);
+  read_groups(fields, file, plan);
+  plan.correct_drift = read_set(fields, "correct_drift");
   read_layers(fields, file, plan);
   read_protect(fields, file, plan);
   plan.source = fields.object("source");
   fields.finish();
   return plan;
+}
+
+nlohmann::ordered_json layer_to_json(const PlanLayer& layer) {
+  nlohmann::ordered_json json = {
+      {"layer", layer.layer}, {"keep", layer.keep}, {"unseen", layer.unseen}, {"unseen_kept", layer.unseen_kept}};
+  if (layer.kept_mass) json["kept_mass"] = *layer.kept_mass;
+  return json;
 }
 
 /// Arrays of objects one object a line: a kept set on one line can be read and compared, one id a line cannot.
@@ -102,27 +158,26 @@ std::string pretty(const nlohmann::ordered_json& json) {
 }  // namespace
 
 nlohmann::ordered_json plan_to_json(const Plan& plan) {
-  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-  for (const auto& layer : plan.layers) {
-    layers.push_back(
-        {{"layer", layer.layer}, {"keep", layer.keep}, {"unseen", layer.unseen}, {"unseen_kept", layer.unseen_kept}});
-  }
-  nlohmann::ordered_json protect = nlohmann::ordered_json::array();
+  nlohmann::ordered_json json = {{"format", kFormat},
+                                 {"version", plan.version},
+                                 {"method", plan.method},
+                                 {"variant", plan.variant},
+                                 {"checkpoint_fingerprint", plan.checkpoint_fingerprint},
+                                 {"family", plan.family},
+                                 {"experts", plan.experts},
+                                 {"keep", plan.keep},
+                                 {"experts_per_token", plan.experts_per_token}};
+  if (plan.groups.count > 1) json["groups"] = router_groups_to_json(plan.groups);
+  if (plan.regroup) json["regroup"] = true;
+  if (plan.correct_drift) json["correct_drift"] = true;
+  json["layers"] = nlohmann::ordered_json::array();
+  for (const auto& layer : plan.layers) json["layers"].push_back(layer_to_json(layer));
+  json["protect"] = nlohmann::ordered_json::array();
   for (const auto& expert : plan.protect) {
-    protect.push_back({{"layer", expert.layer}, {"expert", expert.expert}, {"why", expert.why}});
+    json["protect"].push_back({{"layer", expert.layer}, {"expert", expert.expert}, {"why", expert.why}});
   }
-  return {{"format", kFormat},
-          {"version", plan.version},
-          {"method", plan.method},
-          {"variant", plan.variant},
-          {"checkpoint_fingerprint", plan.checkpoint_fingerprint},
-          {"family", plan.family},
-          {"experts", plan.experts},
-          {"keep", plan.keep},
-          {"experts_per_token", plan.experts_per_token},
-          {"layers", std::move(layers)},
-          {"protect", std::move(protect)},
-          {"source", plan.source}};
+  json["source"] = plan.source;
+  return json;
 }
 
 Plan read_plan(const std::filesystem::path& file) { return plan_from_json(read_json_file(file), file); }

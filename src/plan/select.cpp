@@ -5,10 +5,12 @@
 #include <numeric>
 
 namespace moetrim {
+namespace {
 
-std::vector<int> best_experts(std::span<const double> scores, const std::vector<bool>& protect, int keep) {
-  std::vector<int> ids(scores.size());
-  std::iota(ids.begin(), ids.end(), 0);
+/// The best `keep` of the experts [begin, end), ascending.
+std::vector<int> best_of(std::span<const double> scores, const std::vector<bool>& protect, int begin, int end, int keep) {
+  std::vector<int> ids(static_cast<std::size_t>(end - begin));
+  std::iota(ids.begin(), ids.end(), begin);
   const auto is_protected = [&](int id) { return !protect.empty() && protect[static_cast<std::size_t>(id)]; };
   // Stable: torch.topk and unstable sorts leave the order of ties to the machine, and unseen experts all tie at zero.
   std::stable_sort(ids.begin(), ids.end(), [&](int a, int b) {
@@ -18,6 +20,18 @@ std::vector<int> best_experts(std::span<const double> scores, const std::vector<
   ids.resize(static_cast<std::size_t>(keep));
   std::sort(ids.begin(), ids.end());
   return ids;
+}
+
+}  // namespace
+
+std::vector<int> best_experts(std::span<const double> scores, const std::vector<bool>& protect, int keep, int groups) {
+  const int size = static_cast<int>(scores.size()) / groups;
+  std::vector<int> kept;
+  for (int group = 0; group < groups; ++group) {
+    const auto best = best_of(scores, protect, group * size, (group + 1) * size, keep / groups);
+    kept.insert(kept.end(), best.begin(), best.end());
+  }
+  return kept;
 }
 
 }  // namespace moetrim

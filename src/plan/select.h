@@ -6,9 +6,10 @@
 
 namespace moetrim {
 
-/// The `keep` experts with the highest scores, protected ones first; of equal scores the lower id.
-/// @param protect  [experts]; empty: none is protected. Not more than `keep` of them.
+/// The keep / groups experts of every group with the highest scores, protected ones first; of equal scores the lower id.
+/// @param protect  [experts]; empty: none is protected. Not more than keep / groups of a group.
+/// @param groups   divides `keep` and the number of experts; a group's experts are contiguous.
 /// @return ids, ascending.
-std::vector<int> best_experts(std::span<const double> scores, const std::vector<bool>& protect, int keep);
+std::vector<int> best_experts(std::span<const double> scores, const std::vector<bool>& protect, int keep, int groups = 1);
 
 }  // namespace moetrim

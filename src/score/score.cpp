@@ -94,6 +94,7 @@ Scores score(const Statistics& statistics, const ScoringMethod& method, const Sc
   scores.source = source_of(statistics.manifest, options, tasks);
   for (const auto& [task, weight] : tasks) {
     scores.tasks.push_back(statistics.manifest.tasks[static_cast<std::size_t>(task)].name);
+    scores.weights.push_back(weight);
   }
   for (const auto& layer : statistics.layers) {
     scores.layers.push_back(layer.layer);

@@ -46,6 +46,19 @@ std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, c
   return tasks;
 }
 
+/// Files of routers without groups, and those from before groups were known, have no such field.
+RouterGroups groups_from_json(JsonFields& fields, const std::filesystem::path& file, const StatisticsManifest& manifest) {
+  if (!fields.has("groups")) return {};
+  const RouterGroups groups =
+      router_groups_from_json(fields.object("groups"), file, "groups", manifest.experts, manifest.experts_per_token);
+  const bool restricts = groups.rule == "each" ? groups.count > 1 : groups.chosen < groups.count;
+  if (restricts && manifest.router_selects_by_logit) {
+    fields.fail("router_selects_by_logit",
+                fmt::format("expected false, got true: the router chooses among {} groups first", groups.count));
+  }
+  return groups;
+}
+
 }  // namespace
 
 nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
@@ -71,6 +84,7 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
       {"tasks", std::move(tasks)},
       {"settings", manifest.settings},
   };
+  if (manifest.groups != RouterGroups{}) json["groups"] = router_groups_to_json(manifest.groups);
   manifest_from_json(json, "manifest to be written");
   return json;
 }
@@ -89,6 +103,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   manifest.layers = fields.whole("layers", 1);
   manifest.experts = fields.whole("experts", 1);
   manifest.experts_per_token = fields.whole("experts_per_token", 1, manifest.experts);
+  manifest.groups = groups_from_json(fields, file, manifest);
   manifest.moe_layers = fields.ascending("moe_layers", 0, manifest.layers - 1);
   if (manifest.moe_layers.empty()) fields.fail("moe_layers", "expected at least one layer, got none");
   manifest.tcess_top_k = fields.whole("tcess_top_k", 0, manifest.experts);

@@ -40,6 +40,9 @@ TEST_CASE("a ratio is rounded half up, by its decimal value", "[plan]") {
     CAPTURE(row.text, row.experts);
     CHECK(KeepBudget::parse(row.text).of(row.experts) == row.keep);
   }
+  CHECK(KeepBudget::parse("0.5").of(24, 8) == 16);  // 12 is half way between 8 and 16
+  CHECK(KeepBudget::parse("0.29").of(800, 8) == 232);
+  CHECK(KeepBudget::parse("12").of(24, 8) == 12);
   CHECK_THAT(given::thrown_by([] { KeepBudget{}.of(5); }), Contains("UsageError"));
   CHECK_THAT(given::thrown_by([] { KeepBudget{.experts = 2, .ratio = 0.5}.of(5); }), Contains("UsageError"));
   CHECK_THAT(given::thrown_by([] { KeepBudget{.experts = {}, .ratio = 1.5}.of(5); }), Contains("UsageError"));

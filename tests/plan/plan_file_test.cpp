@@ -30,6 +30,19 @@ Plan example() {
   return plan;
 }
 
+/// 6 experts in 3 groups, of which a token uses 2.
+Plan grouped() {
+  Plan plan = example();
+  plan.experts = 6;
+  plan.groups = {.count = 3, .chosen = 2, .rule = "max"};
+  plan.layers[0].keep = {0, 2, 4};
+  plan.layers[1].keep = {1, 2, 5};
+  plan.layers[0].kept_mass = 0.75;
+  plan.layers[1].kept_mass = 0.5;
+  plan.correct_drift = true;
+  return plan;
+}
+
 struct BrokenPlan {
   const char* name;
   std::function<void(Json&)> damage;
@@ -79,6 +92,29 @@ const std::vector<BrokenPlan> kBrokenPlans{
     {"no object", [](Json& j) { j = 5; }, "expected an object"},
 };
 
+const std::vector<BrokenPlan> kBrokenGroupedPlans{
+    {"unequal numbers", [](Json& j) { j["layers"][1]["keep"] = {1, 4, 5}; }, "layers[1].keep: expected 1 of group 1 (experts 2 to 3)"},
+    {"keep that groups cannot share", [](Json& j) { j["keep"] = 4; }, "keep: 4 does not work"},
+    {"experts that groups cannot share", [](Json& j) { j["experts"] = 7; }, "groups: 7 experts cannot be divided"},
+    {"too few for a token", [](Json& j) { j["experts_per_token"] = 3; }, "keep: 3 does not work"},
+    {"one group", [](Json& j) { j["groups"] = {{"count", 1}, {"chosen", 1}, {"rule", "max"}}; }, "groups: expected at least two"},
+    {"no rule", [](Json& j) { j["groups"].erase("rule"); }, "groups.rule: is missing"},
+    {"unknown rule", [](Json& j) { j["groups"]["rule"] = "maks"; }, "groups.rule: expected one of max, top2, each"},
+    {"unknown field", [](Json& j) { j["groups"]["size"] = 2; }, "groups: unknown field \"size\""},
+    {"more chosen than there are", [](Json& j) { j["groups"]["chosen"] = 4; }, "groups.chosen"},
+    {"groups as number", [](Json& j) { j["groups"] = 3; }, "groups"},
+    {"regroup as text", [](Json& j) { j["regroup"] = "yes"; }, "regroup"},
+    {"regroup written though not set", [](Json& j) { j["regroup"] = false; }, "regroup: expected true"},
+    {"regroup of nothing", [](Json& j) { j["regroup"] = true; j.erase("groups"); }, "regroup: expected only with groups"},
+    {"regroup of another rule",
+     [](Json& j) { j["regroup"] = true; j["groups"] = {{"count", 2}, {"chosen", 2}, {"rule", "each"}}; }, "regroup: expected only"},
+    {"no mass", [](Json& j) { j["layers"][1]["kept_mass"] = 0; }, "layers[1].kept_mass"},
+    {"more than all mass", [](Json& j) { j["layers"][1]["kept_mass"] = 1.01; }, "layers[1].kept_mass"},
+    {"mass as text", [](Json& j) { j["layers"][1]["kept_mass"] = "0.5"; }, "layers[1].kept_mass"},
+    {"nothing to correct by", [](Json& j) { j["layers"][1].erase("kept_mass"); }, "layers[1].kept_mass: is missing"},
+    {"correct_drift written though not set", [](Json& j) { j["correct_drift"] = false; }, "correct_drift: expected true"},
+};
+
 }  // namespace
 
 TEST_CASE("a plan comes back as it was written", "[plan]") {
@@ -116,17 +152,44 @@ TEST_CASE("the bytes of a plan are readable and always the same", "[plan]") {
 )");
 }
 
+TEST_CASE("a plan with groups and kept mass comes back as it was written", "[plan][groups][drift]") {
+  const given::TempFolder folder;
+  Plan plan = grouped();
+  const auto read = [&] {
+    write_plan(folder / "plan.json", plan);
+    return read_plan(folder / "plan.json");
+  };
+  CHECK(plan_to_json(read()) == plan_to_json(plan));
+  CHECK(read().groups == plan.groups);
+  CHECK(read().layers[1].kept_mass == 0.5);
+  CHECK((read().correct_drift && !read().regroup));
+  CHECK_THAT(given::bytes_of(folder / "plan.json"), Contains(R"("groups": {"count":3,"chosen":2,"rule":"max"},
+  "correct_drift": true,
+  "layers": [
+    {"layer":1,"keep":[0,2,4],"unseen":1,"unseen_kept":0,"kept_mass":0.75},)"));
+  plan.regroup = true;
+  plan.keep = 2;
+  plan.layers[0].keep = {3, 4};
+  plan.layers[1].keep = {1, 5};
+  CHECK(read().regroup);
+  CHECK(read().layers[0].keep == std::vector<int>{3, 4});
+}
+
 TEST_CASE("a broken plan is refused with file and field", "[plan]") {
   const given::TempFolder folder;
   const auto file = folder / "broken.json";
+  const auto check = [&](const Plan& plan, const BrokenPlan& broken) {
+    Json json = plan_to_json(plan);
+    broken.damage(json);
+    given::write_text(file, json.dump());
+    CHECK_THAT(given::thrown_by([&] { read_plan(file); }),
+               Contains("InvalidInput") && Contains("broken.json") && Contains(broken.expected));
+  };
   for (const auto& broken : kBrokenPlans) {
-    DYNAMIC_SECTION(broken.name) {
-      Json json = plan_to_json(example());
-      broken.damage(json);
-      given::write_text(file, json.dump());
-      CHECK_THAT(given::thrown_by([&] { read_plan(file); }),
-                 Contains("InvalidInput") && Contains("broken.json") && Contains(broken.expected));
-    }
+    DYNAMIC_SECTION(broken.name) { check(example(), broken); }
+  }
+  for (const auto& broken : kBrokenGroupedPlans) {
+    DYNAMIC_SECTION("groups: " << broken.name) { check(grouped(), broken); }
   }
 }
 
