@@ -7,6 +7,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import pangu_pro
+
 # Odd sizes show stride and padding mistakes that round ones hide.
 COMMON = dict(vocab_size=101, hidden_size=44, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=128,
               initializer_range=0.25, rms_norm_eps=1e-6, tie_word_embeddings=False,
@@ -25,9 +27,11 @@ MLA = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, kv_lora
            qk_rope_head_dim=8, v_head_dim=7, moe_intermediate_size=9, intermediate_size=23, first_k_dense_replace=1,
            routed_scaling_factor=1.7)
 GATED_DELTA_NET = dict(hidden_size=40, num_hidden_layers=4, num_key_value_heads=2, head_dim=16, linear_num_key_heads=2,
-                       linear_num_value_heads=6, linear_key_head_dim=7, linear_value_head_dim=9, linear_conv_kernel_dim=4,
-                       num_experts=9, num_experts_per_tok=3, moe_intermediate_size=11, shared_expert_intermediate_size=13)
-QWEN3_5 = dict(**GATED_DELTA_NET, layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+                       linear_num_value_heads=6, linear_key_head_dim=7, linear_value_head_dim=9,
+                       linear_conv_kernel_dim=4, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=11,
+                       shared_expert_intermediate_size=13, rms_norm_eps=1e-3)
+QWEN3_5 = dict(**GATED_DELTA_NET,
+               layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
                rope_parameters=rope(partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True))
 QWEN_VISION = dict(depth=2, hidden_size=16, num_heads=2, intermediate_size=20, patch_size=4, num_position_embeddings=16,
                    deepstack_visual_indexes=[0, 1])
@@ -50,7 +54,8 @@ FAMILIES = {
     "mixtral": Family("MixtralConfig", dict(
         num_key_value_heads=2, head_dim=12, num_local_experts=5, num_experts_per_tok=2, intermediate_size=19)),
     "olmoe": Family("OlmoeConfig", dict(
-        num_key_value_heads=2, hidden_size=48, num_experts=9, num_experts_per_tok=3, intermediate_size=15, clip_qkv=1.5)),
+        num_key_value_heads=2, hidden_size=48, num_experts=9, num_experts_per_tok=3, intermediate_size=15,
+        clip_qkv=1.5)),
     "deepseek_v2": Family("DeepseekV2Config", dict(
         **MLA, q_lora_rank=14, n_routed_experts=12, num_experts_per_tok=3, n_shared_experts=2, n_group=3, topk_group=2,
         topk_method="group_limited_greedy", rope_parameters=yarn(mscale=0.8, mscale_all_dim=1.1))),
@@ -100,8 +105,9 @@ FAMILIES = {
                              long_factor=[1.0, 1.5, 2.5, 4.0, 6.0, 9.0], short_mscale=1.25, long_mscale=1.5,
                              original_max_position_embeddings=96))),
     "gpt_oss": Family("GptOssConfig", dict(
-        hidden_size=40, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=10, num_local_experts=8,
-        num_experts_per_tok=3, intermediate_size=14, sliding_window=9, swiglu_limit=2.0, initializer_range=0.2,
+        hidden_size=40, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, head_dim=10,
+        num_local_experts=8, num_experts_per_tok=3, intermediate_size=14, sliding_window=9, swiglu_limit=2.0,
+        initializer_range=0.2,
         rope_parameters=yarn(truncate=False)), ("fused", "saved")),
     "llama4_text": Family("Llama4TextConfig", dict(
         **LLAMA4, num_experts_per_tok=2, interleave_moe_layer_step=2, no_rope_layer_interval=2, use_qk_norm=True,
@@ -119,8 +125,12 @@ FAMILIES = {
     "qwen3_5_moe_text": Family("Qwen3_5MoeTextConfig", QWEN3_5),
     "qwen3_vl_moe": Family("Qwen3VLMoeTextConfig", dict(
         num_key_value_heads=2, head_dim=12, num_experts=7, num_experts_per_tok=3, moe_intermediate_size=13,
-        intermediate_size=21, mlp_only_layers=[1], rope_parameters=rope(mrope_section=[2, 2, 2], mrope_interleaved=True)),
+        intermediate_size=21, mlp_only_layers=[1],
+        rope_parameters=rope(mrope_section=[2, 2, 2], mrope_interleaved=True)),
         ("fused", "saved"), QWEN_VISION),
+    "pangu_pro_moe": Family("pangu_pro", dict(
+        num_key_value_heads=2, hidden_size=48, num_experts=12, num_experts_per_tok=4, moe_intermediate_size=11,
+        shared_expert_intermediate_size=19, rope_theta=1000.0, hidden_act="silu"), ("saved",)),
 }
 CASES = [(family, layout) for family, entry in FAMILIES.items() for layout in entry.layouts]
 WRAPPERS = {"llama4": "Llama4", "qwen3_5_moe": "Qwen3_5Moe", "qwen3_vl_moe": "Qwen3VLMoe"}
@@ -128,6 +138,8 @@ WRAPPERS = {"llama4": "Llama4", "qwen3_5_moe": "Qwen3_5Moe", "qwen3_vl_moe": "Qw
 
 def config_of(family: str, **changes):
     entry = FAMILIES[family]
+    if family == "pangu_pro_moe":
+        return pangu_pro.Config(**{**COMMON, **entry.own, **changes})
     text = getattr(transformers, entry.config)(**{**COMMON, **entry.own, **changes})
     if entry.vision is None:
         return text
@@ -143,11 +155,14 @@ def config_of(family: str, **changes):
 def make(folder: Path, family: str, layout: str = None, seed: int = 0, dtype=torch.float32, **changes):
     """Writes a checkpoint and returns the model, in eval mode with eager attention."""
     torch.manual_seed(seed)
-    kind = transformers.AutoModelForCausalLM
-    if FAMILIES[family].vision:
-        kind = getattr(transformers, WRAPPERS[family] + "ForConditionalGeneration")
-    kind = getattr(kind, "from_config", None) or kind._from_config
-    model = kind(config_of(family, **changes), attn_implementation="eager", experts_implementation="eager")
+    config = config_of(family, **changes)
+    eager = dict(attn_implementation="eager", experts_implementation="eager")
+    if family == "pangu_pro_moe":
+        model = pangu_pro.PanguProMoE(config)
+    elif FAMILIES[family].vision:
+        model = getattr(transformers, WRAPPERS[family] + "ForConditionalGeneration")._from_config(config, **eager)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config, **eager)
     perturb(model, family)
     in_fp32 = {name: tensor.clone() for name, tensor in model.state_dict().items() if stays_fp32(model, name)}
     model = (model if dtype == torch.float32 else model.to(dtype)).eval()
@@ -170,6 +185,8 @@ def perturb(model, family):
                 tensor.add_((0.07 if family == "ernie4_5_moe" else 0.2) * torch.randn_like(tensor))
             elif name.endswith(("bias", "sinks", "A_log")) or "norm" in name:
                 tensor.add_(0.2 * torch.randn_like(tensor))
+            if name.endswith("A_log"):  # a state that fades fast leaves little for the norm after it but rounding
+                tensor.sub_(3)
 
 
 def stays_fp32(model, name: str) -> bool:
@@ -178,7 +195,7 @@ def stays_fp32(model, name: str) -> bool:
 
 
 def published_spelling(folder: Path, family: str, classic: bool):
-    """Rewrites what transformers 5 saves of a config to what published ones say, with `classic` also rope and layer types."""
+    """Rewrites a saved config to what published ones say; `classic` includes rope and layer types."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     text = config.get("text_config", config)
@@ -259,8 +276,7 @@ def load(folder: Path, model):
 
 def layers_of(model):
     """The text model's layers, also inside a multi-modal one."""
-    inner = model.language_model if hasattr(model, "language_model") else model
-    inner = inner.model
+    inner = (model.language_model if hasattr(model, "language_model") else model).model
     return getattr(inner, "language_model", inner).layers
 
 

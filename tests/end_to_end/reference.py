@@ -1,6 +1,6 @@
-"""Router and expert outputs of a transformers model, collected with hooks, and every score computed from them in float64.
+"""Router and expert outputs of a model, collected with hooks, and every score computed from them in float64.
 
-Independent of moetrim: it sees what the transformers modules compute, expert by expert.
+Independent of moetrim: it sees what the model's modules compute, expert by expert.
 """
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ def moe_of(layer):
 
 def collect(model, ids):
     """Per MoE layer a dict of arrays over all tokens: logits [T, E], ids [T, K], gates [T, K], outputs [T, K, H] and
-    residual [T, H], and in "sigmoid" whether the router scores experts one by one. A gate is what multiplies the expert's
-    output: after normalisation and scaling, and 1 where the router's score multiplies the input instead (llama4)."""
+    residual [T, H], and in "sigmoid" whether the router scores experts one by one. A gate is what multiplies the
+    expert's output: after normalisation and scaling, and 1 where the router's score multiplies the input instead (llama4)."""
     layers = {i: layer for i, layer in enumerate(models.layers_of(model)) if moe_of(layer)}
     seen = {i: dict(logits=[], ids=[], gates=[], outputs=[], residual=[]) for i in layers}
     handles = []
