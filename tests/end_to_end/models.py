@@ -29,7 +29,7 @@ MLA = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, kv_lora
 GATED_DELTA_NET = dict(hidden_size=40, num_hidden_layers=4, num_key_value_heads=2, head_dim=16, linear_num_key_heads=2,
                        linear_num_value_heads=6, linear_key_head_dim=7, linear_value_head_dim=9,
                        linear_conv_kernel_dim=4, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=11,
-                       shared_expert_intermediate_size=13, rms_norm_eps=1e-3)
+                       shared_expert_intermediate_size=13, rms_norm_eps=1e-3, initializer_range=0.15)
 QWEN3_5 = dict(**GATED_DELTA_NET,
                layer_types=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
                rope_parameters=rope(partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True))
@@ -132,6 +132,7 @@ FAMILIES = {
         num_key_value_heads=2, hidden_size=48, num_experts=12, num_experts_per_tok=4, moe_intermediate_size=11,
         shared_expert_intermediate_size=19, rope_theta=1000.0, hidden_act="silu"), ("saved",)),
 }
+EXPERT_COUNTS = ("n_routed_experts", "moe_num_experts", "num_experts", "num_local_experts")
 CASES = [(family, layout) for family, entry in FAMILIES.items() for layout in entry.layouts]
 WRAPPERS = {"llama4": "Llama4", "qwen3_5_moe": "Qwen3_5Moe", "qwen3_vl_moe": "Qwen3VLMoe"}
 
@@ -272,6 +273,21 @@ def load(folder: Path, model):
     loaded, info = type(model).from_pretrained(folder, output_loading_info=True, dtype=torch.float32,
                                                attn_implementation="eager", experts_implementation="eager")
     return loaded.eval(), info
+
+
+def groups_of(config):
+    """Number of experts, and of the groups that routing restricts a token to."""
+    text = config.get_text_config()
+    experts = next(getattr(text, key) for key in EXPERT_COUNTS if hasattr(text, key))
+    if isinstance(config, pangu_pro.Config):
+        return experts, text.num_experts_per_tok
+    return experts, getattr(text, "n_group", None) or 1
+
+
+def two_thirds(config):
+    """How many experts are left when two thirds of every group, rounded up, are kept."""
+    experts, groups = groups_of(config)
+    return groups * -(-2 * experts // (3 * groups))
 
 
 def layers_of(model):

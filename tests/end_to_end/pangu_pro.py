@@ -1,4 +1,4 @@
-"""Pangu Pro MoE, which transformers does not have: the published rule in plain PyTorch, with the parts the hooks look for.
+"""Pangu Pro MoE, which transformers lacks: the published rule in plain PyTorch, with the parts the hooks look for.
 
 Experts lie in as many consecutive groups as a token takes experts. Softmax over all experts; of every group the most
 probable expert runs, and its output is multiplied by its probability times its entry of `router_scale`.

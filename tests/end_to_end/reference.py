@@ -20,7 +20,7 @@ def moe_of(layer):
 def collect(model, ids):
     """Per MoE layer a dict of arrays over all tokens: logits [T, E], ids [T, K], gates [T, K], outputs [T, K, H] and
     residual [T, H], and in "sigmoid" whether the router scores experts one by one. A gate is what multiplies the
-    expert's output: after normalisation and scaling, and 1 where the router's score multiplies the input instead (llama4)."""
+    expert's output: after normalisation and scaling, and 1 where the score multiplies the input instead (llama4)."""
     layers = {i: layer for i, layer in enumerate(models.layers_of(model)) if moe_of(layer)}
     seen = {i: dict(logits=[], ids=[], gates=[], outputs=[], residual=[]) for i in layers}
     handles = []

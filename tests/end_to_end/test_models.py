@@ -9,10 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import models
 import reference
-from pangu_pro import PanguProMoE
 
 IDS = models.sequences(13, [25, 40, 7, 33])
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -63,14 +61,11 @@ def test_pruned_by_hand_equals_masked(family, tmp_path):
 def random_plan(model, seed):
     """Two thirds of the experts of every layer, as many in every group."""
     generator = np.random.default_rng(seed)
-    config = model.config.get_text_config()
-    groups = config.num_experts_per_tok if isinstance(model, PanguProMoE) else getattr(config, "n_group", None) or 1
+    experts, groups = models.groups_of(model.config)
+    size, kept = experts // groups, models.two_thirds(model.config) // groups
     entries = []
     for i, layer in enumerate(models.layers_of(model)):
         if reference.moe_of(layer):
-            experts = reference.moe_of(layer)[1].__dict__["num_experts"]
-            size = experts // groups
-            kept = (size * 2 + 2) // 3
             keep = [g * size + int(e) for g in range(groups) for e in sorted(generator.permutation(size)[:kept])]
             entries.append(dict(layer=i, keep=keep))
     return dict(experts=experts, layers=entries)
@@ -95,5 +90,5 @@ def prune(folder, plan):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     text = config.get("text_config", config)
-    text.update({key: len(plan["layers"][0]["keep"]) for key in EXPERT_COUNTS if key in text})
+    text.update({key: len(plan["layers"][0]["keep"]) for key in models.EXPERT_COUNTS if key in text})
     (folder / "config.json").write_text(json.dumps(config))
