@@ -65,8 +65,7 @@ def test_layer_file_holds_what_hooks_see(run):
     for position, index in enumerate(order):
         layer, stats = layers[index], load_file(folder / f"s.stats/layer-{index:05}.safetensors")
         total = {name: values.sum(1)[0] for name, values in stats.items() if values.ndim == 3 and values.shape[1] == 8}
-        p = np.exp(layer["logits"] - layer["logits"].max(1, keepdims=True))
-        np.testing.assert_allclose(total["router_mass"], (p / p.sum(1, keepdims=True)).sum(0), rtol=1e-4)
+        np.testing.assert_allclose(total["router_mass"], reference.probabilities(layer).sum(0), rtol=1e-4)
         routed = np.zeros((len(layer["ids"]), experts))
         np.put_along_axis(routed, layer["ids"], 1, 1)
         np.testing.assert_array_equal(stats["coactivation"][0], routed.T @ routed)
@@ -85,10 +84,17 @@ def test_trace_holds_every_token(run):
     for index, layer in layers.items():
         trace = load_file(folder / f"s.stats/trace/layer-{index:05}.safetensors")
         assert len(trace["ids"]) == 100
-        np.testing.assert_array_equal(trace["ids"], layer["ids"][:100])
         np.testing.assert_allclose(trace["logits"], layer["logits"][:100], rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(trace["gates"], layer["gates"][:100], rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(trace["norms"], np.linalg.norm(layer["outputs"], axis=2)[:100], rtol=1e-3, atol=1e-4)
+        # Some routers leave the chosen experts of a token unsorted.
+        ours, theirs = np.argsort(trace["ids"], 1), np.argsort(layer["ids"][:100], 1)
+
+        def check(values, expected, **tolerance):
+            np.testing.assert_allclose(np.take_along_axis(values, ours, 1),
+                                       np.take_along_axis(expected[:100], theirs, 1), **tolerance)
+
+        check(trace["ids"], layer["ids"], rtol=0)
+        check(trace["gates"], layer["gates"], rtol=1e-3, atol=1e-5)
+        check(trace["norms"], np.linalg.norm(layer["outputs"], axis=2), rtol=1e-3, atol=1e-4)
 
 
 def test_tasks_and_slices_are_kept_apart(run, tmp_path):
