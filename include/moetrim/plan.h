@@ -44,6 +44,7 @@ struct RouterLimits {
 
 RouterLimits router_limits(const StatisticsManifest& manifest);
 RouterLimits router_limits(const Model& model);
+RouterGroups router_groups(const Model& model);
 
 /// How many experts of every layer a plan keeps, before protection is asked for.
 ///

@@ -111,10 +111,11 @@ struct StatisticsManifest {
   bool router_selects_by_logit = true;   ///< false with a selection bias or groups
   bool gates_normalised = true;          ///< gates of a token sum to one (times a scale)
   RouterGroups groups;         ///< left out of manifest.json when there are none
-  int layers = 0;              ///< all decoder layers
+  int layers = 0;              ///< all decoder layers, without multi-token-prediction blocks
+  int mtp_layers = 0;          ///< blocks that were measured
   int experts = 0;
   int experts_per_token = 0;
-  std::vector<int> moe_layers; ///< absolute ids, ascending
+  std::vector<int> moe_layers; ///< absolute ids, ascending; blocks that were measured have ids from `layers` on
   int tcess_top_k = 0;         ///< k of PreMoe's marks on raw logits; 0: they were not recorded
   double tcess_threshold = 0;  ///< r of PreMoe's marks, in [0, 1], or -1 for none
   std::string dtype;           ///< how the forward pass ran: "fp32" or "bf16"

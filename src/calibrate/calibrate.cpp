@@ -171,8 +171,12 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.family = model.family->name;
   manifest.router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax";
   manifest.router_selects_by_logit = model.selects_by_logit() && model.family->router.score != RouterScore::sparsemixer;
-  manifest.gates_normalised = model.normalise_gates;
+  manifest.gates_normalised = model.normalise_gates || model.family->router.score == RouterScore::sparsemixer;
+  manifest.groups = {.count = static_cast<int>(model.groups),
+                     .chosen = static_cast<int>(model.groups_chosen),
+                     .rule = std::string(group_rule_name(model.group_rule))};
   manifest.layers = static_cast<int>(model.layers);
+  manifest.mtp_layers = options.mtp ? static_cast<int>(model.mtp_layers) : 0;
   manifest.experts = static_cast<int>(model.experts);
   manifest.experts_per_token = static_cast<int>(model.experts_per_token);
   manifest.moe_layers = model.moe_layers(options.mtp);

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include "cli/command.h"
+#include "moetrim/error.h"
 #include "moetrim/family.h"
+#include "moetrim/plan.h"
 
 namespace moetrim::cli {
 
@@ -30,6 +32,42 @@ Parts count_parts(const Model& model) {
   return parts;
 }
 
+std::string_view router_name(const Model& model) {
+  switch (model.family->router.score) {
+    case RouterScore::softmax: return "softmax";
+    case RouterScore::sigmoid: return "sigmoid";
+    case RouterScore::sparsemixer: return "sparsemixer";
+  }
+  return "";
+}
+
+/// The lines that only some models have.
+std::string special(const Model& model) {
+  std::string out;
+  if (model.groups > 1) {
+    out += fmt::format("groups      {} of {} experts, {} per token (rule {})\n", model.groups, model.experts / model.groups,
+                       model.groups_chosen, group_rule_name(model.group_rule));
+  }
+  if (model.mtp_layers > 0) out += fmt::format("MTP         {} block(s) after the layers\n", model.mtp_layers);
+  if (!model.quantisation.method.empty()) {
+    out += fmt::format("quantised   {}{}\n", model.quantisation.method,
+                       model.quantisation.obstacle.empty() ? "" : ": can be pruned, not calibrated, since " + model.quantisation.obstacle);
+  }
+  return out;
+}
+
+/// The smallest number of experts that a plan may keep.
+int least_keep(const Model& model) {
+  const RouterLimits limits = router_limits(model);
+  for (int keep = limits.experts_per_token; keep < limits.experts; ++keep) {
+    try {
+      return legal_keep(limits, {.experts = keep, .ratio = {}}, false);
+    } catch (const InvalidInput&) {  // the next one, then
+    }
+  }
+  return limits.experts;
+}
+
 void inspect(const Session& session, const std::string& folder) {
   const Checkpoint checkpoint = Checkpoint::open(folder);
   const Model model = describe(checkpoint);
@@ -46,6 +84,12 @@ void inspect(const Session& session, const std::string& folder) {
       {"hidden", model.hidden},
       {"vocabulary", model.vocabulary},
       {"layout", fused ? "fused" : "per-expert"},
+      {"attention", model.family->attention.latent ? "latent" : model.family->attention.delta_net ? "gated delta net and grouped-query" : "grouped-query"},
+      {"router", router_name(model)},
+      {"groups", model.groups},
+      {"groups_per_token", model.groups_chosen},
+      {"mtp_layers", model.mtp_layers},
+      {"quantisation", model.quantisation.method.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(model.quantisation.method)},
       {"gates_sum_to_one", model.normalise_gates},
       {"total_bytes", checkpoint.total_bytes()},
       {"bytes", {{"experts", parts.experts}, {"routers", parts.routers}, {"attention", parts.attention},
@@ -54,13 +98,13 @@ void inspect(const Session& session, const std::string& folder) {
       {"fingerprint", checkpoint.fingerprint()}};
   const std::uint64_t one = moe_layers.empty() ? 0 : parts.experts / static_cast<std::uint64_t>(model.experts);
   session.print(json, fmt::format(
-      "family      {}\nlayers      {} ({} MoE)\nexperts     {} of width {}, {} per token, {} layout\nhidden      {}, vocabulary {}\n"
+      "family      {}\nlayers      {} ({} MoE)\nexperts     {} of width {}, {} per token, {} layout\n{}hidden      {}, vocabulary {}\n"
       "size        {} in {} file(s)\n  experts     {}\n  attention   {}\n  embeddings  {}\n  routers     {}\n  rest        {}\n"
       "an expert in every layer less saves {}; keep at least {}\n",
       model.family->name, model.layers, moe_layers.size(), model.experts, model.expert_width, model.experts_per_token,
-      fused ? "fused" : "per-expert", model.hidden, model.vocabulary, human_bytes(checkpoint.total_bytes()),
+      fused ? "fused" : "per-expert", special(model), model.hidden, model.vocabulary, human_bytes(checkpoint.total_bytes()),
       checkpoint.files().size(), human_bytes(parts.experts), human_bytes(parts.attention), human_bytes(parts.embeddings),
-      human_bytes(parts.routers), human_bytes(parts.rest), human_bytes(one), model.experts_per_token));
+      human_bytes(parts.routers), human_bytes(parts.rest), human_bytes(one), least_keep(model)));
 }
 
 }  // namespace

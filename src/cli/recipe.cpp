@@ -73,6 +73,7 @@ void read_calibrate(Part& part, CalibrateFlags& out) {
   part.integer("tcess-top-k", 1, out.tcess_top_k);
   if (part.fields().has("tcess-threshold")) out.tcess_threshold = part.fields().number("tcess-threshold", -1, 1);
   part.integer("trace", 0, out.trace);
+  part.choice("mtp", {"prune", "keep", "drop"}, out.mtp);
   part.fields().finish();
 }
 
@@ -120,9 +121,11 @@ Recipe Recipe::read(const fs::path& file) {
   read_calibrate(calibrate, recipe.calibrate);
   Part plan(root.fields().object("plan"), file, "plan");
   read_plan_part(plan, recipe.plan);
+  recipe.mtp = recipe.calibrate.mtp;
   if (root.fields().has("rewrite")) {
     Part rewrite(root.fields().object("rewrite"), file, "rewrite");
     rewrite.text("shard-size", recipe.shard_size);
+    rewrite.choice("mtp", {"prune", "keep", "drop"}, recipe.mtp);
     rewrite.fields().finish();
   }
   if (root.fields().has("evaluate")) {

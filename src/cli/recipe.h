@@ -15,6 +15,7 @@ struct Recipe {
   CalibrateFlags calibrate;
   PlanFlags plan;
   std::string shard_size = "5GB";
+  std::string mtp;  ///< of rewrite; as in calibrate where it says nothing
   EvaluateFlags evaluate;
   bool evaluates = false;            ///< the recipe has an "evaluate" part
 

@@ -83,7 +83,7 @@ class Run {
   }
 
   void rewrite_step() {
-    const ExportRequest request = prepare_export(model_, plan_, kVersion);
+    const ExportRequest request = prepare_export(model_, plan_, kVersion, {.mtp = parse_mtp(recipe_.mtp)});
     for (const auto& tensor : request.tensors) pruned_bytes_ += tensor.spec.bytes();
     for (const auto& warning : request.warnings) session_.note("note: " + warning);
     const fs::path record = pruned_folder() / "moetrim.json";

@@ -15,11 +15,16 @@ ExpertMask mask_of(const Model& model, const Plan& plan) {
                                    model.experts));
   }
   ExpertMask mask(static_cast<std::size_t>(model.layers));
+  const auto drift = router_drift(plan);
   std::vector<int> planned;
   for (const PlanLayer& layer : plan.layers) {
+    if (layer.layer >= model.layers && layer.layer < model.layers + model.mtp_layers) continue;  // blocks are not evaluated
     planned.push_back(layer.layer);
     if (layer.layer < 0 || layer.layer >= model.layers) continue;  // reported below
-    auto& kept = mask[static_cast<std::size_t>(layer.layer)].kept;
+    LayerMask& of_layer = mask[static_cast<std::size_t>(layer.layer)];
+    of_layer.regroup = plan.regroup;
+    if (plan.correct_drift && drift) of_layer.gate_scale = drift->mean_mass;
+    auto& kept = of_layer.kept;
     kept.assign(static_cast<std::size_t>(model.experts), false);
     for (const int expert : layer.keep) kept[static_cast<std::size_t>(expert)] = true;
   }

@@ -15,9 +15,15 @@ RouterLimits router_limits(const StatisticsManifest& manifest) {
 RouterLimits router_limits(const Model& model) {
   return {.experts = static_cast<int>(model.experts),
           .experts_per_token = static_cast<int>(model.experts_per_token),
-          .groups = {},  // no family so far has any
-          .router = model.family->router_score == RouterScore::softmax ? "softmax" : "sigmoid",
-          .gates_normalised = model.normalise_gates};
+          .groups = router_groups(model),
+          .router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax",
+          .gates_normalised = model.normalise_gates || model.family->router.score == RouterScore::sparsemixer};
+}
+
+RouterGroups router_groups(const Model& model) {
+  return {.count = static_cast<int>(model.groups),
+          .chosen = static_cast<int>(model.groups_chosen),
+          .rule = std::string(group_rule_name(model.group_rule))};
 }
 
 }  // namespace moetrim

@@ -37,6 +37,21 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
   }
 }
 
+void check_router(const Model& model, const Plan& plan) {
+  const RouterGroups groups = router_groups(model);
+  if (plan.groups != groups) {
+    refuse(model, fmt::format("it was made for {} expert groups (rule {}), the checkpoint has {} (rule {})", plan.groups.count,
+                              plan.groups.rule, groups.count, groups.rule));
+  }
+  legal_keep(router_limits(model), {.experts = plan.keep, .ratio = {}}, plan.regroup);
+  if (!plan.correct_drift) return;
+  if (!model.family->router.scaled) {
+    refuse(model, fmt::format("it corrects router drift, but {} has no factor for all gates in its config to fold it into; make "
+                              "the plan without --correct-drift", model.family->name));
+  }
+  if (!router_drift(plan)) refuse(model, "it corrects router drift, but says nothing of the kept experts' share");
+}
+
 void check_layers(const Model& model, const Plan& plan, Mtp mtp) {
   std::vector<int> got;
   for (const PlanLayer& layer : plan.layers) got.push_back(layer.layer);
@@ -80,6 +95,7 @@ Mtp parse_mtp(std::string_view text) {
 
 void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint, Mtp mtp) {
   check_head(model, plan, fingerprint);
+  check_router(model, plan);
   check_layers(model, plan, mtp);
   for (const PlanLayer& layer : plan.layers) check_keep(model, plan, layer);
 }

@@ -16,6 +16,7 @@ namespace {
 
 constexpr const char* kText = "text_config";  // where multi-modal models keep the language model's keys
 constexpr const char* kQuantization = "quantization_config";
+constexpr const char* kRoutedScale = "routed_scaling_factor";
 
 /// Loaders differ in which alias wins, so a stale one must not stay behind.
 void set_expert_counts(nlohmann::ordered_json& object, const Model& model, int keep) {
@@ -44,8 +45,26 @@ void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Pl
   if (mtp == Mtp::drop) {
     for (const auto key : kMtpCounts) set_where_present(object, key, 0);
   }
+  if (plan.regroup) {
+    for (const auto key : {"n_group", "topk_group"}) set_where_present(object, key, 1);
+  }
+  if (plan.correct_drift) set_where_present(object, kRoutedScale, model.routed_scale * router_drift(plan)->mean_mass);
   const auto quantization = object.find(kQuantization);
   if (quantization != object.end()) renumber_module_lists(*quantization, model, Renumbering(model, plan, mtp), mtp);
+}
+
+/// What happens to gates that are shares of a softmax over all experts.
+std::string drift_warning(const Model& model, const Plan& plan) {
+  const auto drift = router_drift(plan);
+  const std::string by = drift ? fmt::format(" by about {:.3g} (layer {}: {:.3g})", 1 / drift->mean_mass, drift->least_layer,
+                                             1 / drift->least_mass) : "";
+  if (plan.correct_drift) {
+    return fmt::format("Router drift: with {} instead of {} experts the kept gate weights grow{}; {} was multiplied by {:.6g}, the mean "
+                       "share of the kept experts.", plan.keep, plan.experts, by, kRoutedScale, drift->mean_mass);
+  }
+  return fmt::format("Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead "
+                     "of {} experts the kept gate weights grow{} and expert outputs weigh more than in the original.",
+                     model.family->name, plan.keep, model.experts, by);
 }
 
 }  // namespace
@@ -64,12 +83,12 @@ std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, 
     out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
                               "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));
   }
-  if (plan.keep < model.experts && model.family->router.score == RouterScore::softmax && !model.normalise_gates) {
-    out.push_back(fmt::format(
-        "Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead of {} "
-        "experts the kept gate weights grow and expert outputs weigh more than in the original.", model.family->name,
-        plan.keep, model.experts));
+  if (plan.regroup) {
+    out.push_back(fmt::format("The router's {} groups became one: a token may now be routed to any {} experts, which the original "
+                              "would not have allowed. Measure it: moetrim evaluate --plan gives the KL divergence.", model.groups,
+                              model.experts_per_token));
   }
+  if (plan.keep < model.experts && router_limits(model).drifts()) out.push_back(drift_warning(model, plan));
   const auto& config = model.checkpoint->config();
   const auto quantization = config.find(kQuantization);
   if (quantization == config.end()) return out;

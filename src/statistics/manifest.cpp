@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::string_view kFormat = "moetrim-statistics";
 constexpr int kVersion = 1;
+constexpr int kMostBlocks = 64;
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;  // beyond it fp64 no longer counts every token
 
 nlohmann::ordered_json task_to_json(const StatisticsManifest::TaskFacts& task) {
@@ -84,6 +85,7 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
       {"tasks", std::move(tasks)},
       {"settings", manifest.settings},
   };
+  if (manifest.mtp_layers > 0) json["mtp_layers"] = manifest.mtp_layers;
   if (manifest.groups != RouterGroups{}) json["groups"] = router_groups_to_json(manifest.groups);
   manifest_from_json(json, "manifest to be written");
   return json;
@@ -104,7 +106,8 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   manifest.experts = fields.whole("experts", 1);
   manifest.experts_per_token = fields.whole("experts_per_token", 1, manifest.experts);
   manifest.groups = groups_from_json(fields, file, manifest);
-  manifest.moe_layers = fields.ascending("moe_layers", 0, manifest.layers - 1);
+  if (fields.has("mtp_layers")) manifest.mtp_layers = fields.whole("mtp_layers", 1, kMostBlocks);
+  manifest.moe_layers = fields.ascending("moe_layers", 0, manifest.layers + manifest.mtp_layers - 1);
   if (manifest.moe_layers.empty()) fields.fail("moe_layers", "expected at least one layer, got none");
   manifest.tcess_top_k = fields.whole("tcess_top_k", 0, manifest.experts);
   manifest.tcess_threshold = fields.number("tcess_threshold", -1, 1);
