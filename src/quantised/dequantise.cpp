@@ -15,7 +15,8 @@ namespace {
 using namespace quantised_detail;
 
 void check(const PackedWeight& weight, const Packing& packing, std::size_t out_size) {
-  if (packing.rows < 1 || packing.cols < 1 || (packing.kind != PackingKind::plain && packing.scale_rows * packing.scale_cols < 1)) {
+  const bool scaled = packing.kind != PackingKind::plain;
+  if (packing.rows < 1 || packing.cols < 1 || (scaled && (packing.scale_rows < 1 || packing.scale_cols < 1))) {
     throw Error("dequantise: the packing did not come from packing_of()");
   }
   check_layout(weight, packing);
@@ -35,7 +36,7 @@ bool in_words(const Packing& packing) {
 
 void decode(const PackedWeight& weight, const Packing& packing, const Scales& scales, std::int64_t first,
             std::int64_t count, float* out) {
-  in_words(packing) ? decode_words(weight, packing, scales, first, count, out) : decode_bytes(weight, packing, scales, first, count, out);
+  (in_words(packing) ? decode_words : decode_bytes)(weight, packing, scales, first, count, out);
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ TEST_CASE("no tensor is left without its partner") {
   check_refusal(refusal(nv, kModelopt, 4, 16), "m.weight", "a weight in nvfp4 needs a global scale");
   Weight zeros;
   zeros.with(".qweight", Dtype::i32, {4, 8}).with(".scales", Dtype::f16, {2, 8});
-  check_refusal(refusal(zeros, kGptq, 8, 32), "m.qweight", "a weight in gptq needs a zeros");
+  check_refusal(refusal(zeros, kGptq, 8, 32), "m.qweight", "a weight in gptq needs a zero point");
   Weight surplus;
   surplus.with(".weight", Dtype::f8_e4m3, {4, 4}).with(".weight_scale", Dtype::f32, {1}).with(".weight_zero_point", Dtype::i8, {1});
   check_refusal(refusal(surplus, kFp8, 4, 4), "m.weight_zero_point", "not part of fp8 values");

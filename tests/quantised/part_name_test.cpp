@@ -55,5 +55,5 @@ TEST_CASE("what is no part of a weight is left alone") {
 TEST_CASE("a fused ending needs the separator only once") {
   CHECK(split_part("e.down_proj_scales")->module == "e.down_proj");
   CHECK(split_part("e.down_proj.weight_scale")->module == "e.down_proj");
-  CHECK(part_name(Part::order) == "order");
+  CHECK(part_name(Part::order) == "column order");
 }

@@ -73,6 +73,7 @@ TEST_CASE("a known method in a form that cannot be computed says why") {
   const std::string config = GENERATE(
       R"({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"})", R"({"quant_method": "gptq", "pack_dtype": "int64"})",
       R"({"quant_method": "gptq", "is_marlin_format": true})", R"({"quant_method": "awq", "version": "gemv"})",
+      R"({"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"})",
       R"({"quant_method": "awq", "backend": "llm-awq"})", R"({"quant_method": "compressed-tensors", "format": "marlin-24"})",
       R"({"quant_method": "compressed-tensors", "config_groups": {"W4A16": ["Linear"]}})",
       R"({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}})",
