@@ -4,18 +4,24 @@
 // A weight W [N, K] is `torch.nn.Linear.weight`: N outputs (rows), K inputs (cols), row-major. A group is a run of
 // `group` neighbours along K that share a scale; G = K / group.
 //
-//   kind        values                          scale                       zeros, others
-//   plain       F64 F32 F16 BF16 [N, K]         –                           –
-//   fp8         F8_E4M3 F8_E5M2 [N, K]          [], [1], [1, 1] | [N], [N, 1] | [ceil(N/bn), ceil(K/bk)] | [N, G]
-//   int8        I8 [N, K]                       [], [1], [1, 1] | [N], [N, 1] | [N, G]    zeros: I8, shaped like the scale
-//   mxfp4       U8 [N, K/32, 16]; U8, I8 [N, K/2]   [N, K/32], 2^(byte - 127)  –
-//   nvfp4       U8 [N, K/2]                     F8_E4M3 [N, K/16]           global_scale: F32, one value
-//   gptq        I32 [K·bits/32, N]              [G, N]                      zeros: I32 [G, ceil(N·bits/32)]; order: I32 [K]
-//   awq         I32 [K, N/8]                    [G, N]                      zeros: I32 [G, N/8]
-//   packed_int  I32 [N, ceil(K·bits/32)]        [], [1] | [N], [N, 1] | [N, G]   zeros: I32 [ceil(N·bits/32), G];
-//                                                                           order: I32 [K]; shape: I64 [2]
+//   kind        values                             scale              others
+//   plain       F64 F32 F16 BF16 [N, K]            –                  –
+//   fp8         F8_E4M3 F8_E5M2 [N, K]             one, row, block, G –
+//   int8        I8 [N, K]                          one, row, G        zeros: I8, shaped like the scale, or none
+//   mxfp4       U8 I8 [N, K/32, 16] or [N, K/2]    [N, K/32]          –
+//   nvfp4       U8 [N, K/2]                        F8_E4M3 [N, K/16]  global_scale: F32, one
+//   gptq        I32 [K·bits/32, N], 2 3 4 8 bits   [G, N]             zeros: I32 [G, ceil(N·bits/32)]; order: I32 [K] or none
+//   awq         I32 [K, N/8], 4 bits               [G, N]             zeros: I32 [G, N/8]
+//   packed_int  I32 [N, ceil(K·bits/32)], 2 4 8    one, row, G        zeros: I32 [ceil(N·bits/32), G] or none;
+//                                                                     order: I32 [K] or none; shape: I64 I32 [2] or none
 //
-// Scales without a type above are F32, F16 or BF16; those of fp8 also F8_E8M0, or U8 that means the same.
+// Scales: "one" is [], [1] or [1, 1]; "row" is [N] or [N, 1]; "G" is [N, G]; "block" is [ceil(N/bn), ceil(K/bk)] with
+// bn x bk of config.json, where the last blocks may end early. Their types are F32, F16 or BF16 unless the table says
+// another; those of fp8 may also be F8_E8M0 or U8, those of mxfp4 are F8_E8M0 or U8: both mean 2^(byte - 127). Two
+// values of 4 bits lie in a byte low nibble first. Codes in words lie low bits first, awq's in the order 0 2 4 6 1 3 5 7.
+//
+// Sources: transformers 5.23 (fp8, mxfp4), compressed-tensors 0.20 (int8, packed_int, nvfp4, mxfp4), gptqmodel 7.7
+// (gptq), AutoAWQ (awq), OCP Microscaling Formats 1.0.
 #pragma once
 
 #include <array>

@@ -7,6 +7,14 @@
 #include "moetrim/quantised.h"
 #include "scales.h"
 
+// Compiles a function twice and picks one when the program starts. Neither set has fused multiply-add, so both give the
+// same bits. Sanitizers run before the choice could be made; other compilers do without.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MOETRIM_VECTOR_CODE __attribute__((target_clones("avx2", "default")))
+#else
+#define MOETRIM_VECTOR_CODE
+#endif
+
 namespace moetrim::quantised_detail {
 
 inline constexpr std::int64_t kRowsAtOnce = 64;  ///< a cache line of words, and eight words of awq

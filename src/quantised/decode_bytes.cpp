@@ -1,5 +1,7 @@
 // Values of one byte or more, and two values per byte: runs of neighbours that share a scale.
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include "decode.h"
 #include "layout.h"
@@ -9,43 +11,54 @@
 namespace moetrim::quantised_detail {
 namespace {
 
-template <class Code, float (*Convert)(Code)>
-void plain_run(const std::byte* from, std::size_t count, float* out) {
-  for (std::size_t i = 0; i < count; ++i) out[i] = Convert(load<Code>(from, i));
+MOETRIM_VECTOR_CODE void f64_run(const std::byte* from, std::size_t count, float* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<float>(load<double>(from, i));
 }
 
-float same(float value) { return value; }
-float narrowed(double value) { return static_cast<float>(value); }
+MOETRIM_VECTOR_CODE void f16_run(const std::byte* from, std::size_t count, float* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = f16(load<std::uint16_t>(from, i));
+}
+
+MOETRIM_VECTOR_CODE void bf16_run(const std::byte* from, std::size_t count, float* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = bf16(load<std::uint16_t>(from, i));
+}
 
 void plain_rows(const StoredPart& values, std::size_t first, std::size_t count, float* out) {
   const std::byte* from = values.bytes + first * static_cast<std::size_t>(dtype_bits(values.dtype) / 8);
   switch (values.dtype) {
-    case Dtype::f32: return plain_run<float, same>(from, count, out);
-    case Dtype::f64: return plain_run<double, narrowed>(from, count, out);
-    case Dtype::f16: return plain_run<std::uint16_t, f16>(from, count, out);
-    case Dtype::bf16: return plain_run<std::uint16_t, bf16>(from, count, out);
+    case Dtype::f32: std::memcpy(out, from, count * sizeof(float)); return;
+    case Dtype::f64: return f64_run(from, count, out);
+    case Dtype::f16: return f16_run(from, count, out);
+    case Dtype::bf16: return bf16_run(from, count, out);
     default: throw Error("plain values of a type that layout.cpp should have refused");
   }
 }
 
-template <float (*Convert)(std::uint8_t)>
-void fp8_run(const std::byte* from, std::size_t count, float scale, float* out) {
-  for (std::size_t i = 0; i < count; ++i) out[i] = Convert(load<std::uint8_t>(from, i)) * scale;
+MOETRIM_VECTOR_CODE void e4m3_run(const std::byte* from, std::size_t count, float scale, float* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = e4m3(load<std::uint8_t>(from, i)) * scale;
 }
 
-void int8_run(const std::byte* from, std::size_t count, float zero, float scale, float* out) {
+MOETRIM_VECTOR_CODE void e5m2_run(const std::byte* from, std::size_t count, float scale, float* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = e5m2(load<std::uint8_t>(from, i)) * scale;
+}
+
+MOETRIM_VECTOR_CODE void int8_run(const std::byte* from, std::size_t count, float zero, float scale, float* out) {
   for (std::size_t i = 0; i < count; ++i) out[i] = (static_cast<float>(load<std::int8_t>(from, i)) - zero) * scale;
 }
 
-/// Sixteen products serve the whole run: with codes of four bits there are no others.
-void fp4_run(const std::byte* from, std::size_t count, float scale, float* out) {
-  float products[16];
-  for (std::size_t code = 0; code < 16; ++code) products[code] = kE2m1[code] * scale;
-  for (std::size_t i = 0; i < count / 2; ++i) {
-    const auto pair = load<std::uint8_t>(from, i);
-    out[2 * i] = products[pair & 15U];
-    out[2 * i + 1] = products[pair >> 4U];
-  }
+/// Both values of every byte, low nibble first: one load and one store for two values.
+struct Pair {
+  float low, high;
+};
+constexpr std::array<Pair, 256> kPairs = [] {
+  std::array<Pair, 256> pairs{};
+  for (std::size_t byte = 0; byte < pairs.size(); ++byte) pairs[byte] = {kE2m1[byte & 15U], kE2m1[byte >> 4U]};
+  return pairs;
+}();
+
+MOETRIM_VECTOR_CODE void fp4_run(const std::byte* from, std::size_t count, float scale, float* out) {
+  for (std::size_t i = 0; i < count / 2; ++i) std::memcpy(out + 2 * i, &kPairs[load<std::uint8_t>(from, i)], sizeof(Pair));
+  for (std::size_t i = 0; i < count; ++i) out[i] *= scale;
 }
 
 }  // namespace
@@ -68,8 +81,7 @@ void decode_bytes(const PackedWeight& weight, const Packing& packing, const Scal
       const float scale = scales.scale[at];
       switch (packing.kind) {
         case PackingKind::fp8:
-          values.dtype == Dtype::f8_e4m3 ? fp8_run<e4m3>(run, length, scale, out + k)
-                                         : fp8_run<e5m2>(run, length, scale, out + k);
+          (values.dtype == Dtype::f8_e4m3 ? e4m3_run : e5m2_run)(run, length, scale, out + k);
           break;
         case PackingKind::int8:
           int8_run(run, length, scales.zero.empty() ? 0.0F : scales.zero[at], scale, out + k);
@@ -80,7 +92,7 @@ void decode_bytes(const PackedWeight& weight, const Packing& packing, const Scal
   }
 }
 
-void round_to_bf16(const float* from, std::size_t count, std::uint16_t* out) {
+MOETRIM_VECTOR_CODE void round_to_bf16(const float* from, std::size_t count, std::uint16_t* out) {
   for (std::size_t i = 0; i < count; ++i) out[i] = to_bf16(from[i]);
 }
 

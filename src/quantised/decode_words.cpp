@@ -2,6 +2,7 @@
 // where the packings differ; then one loop, the same for all, makes numbers of them.
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "decode.h"
 #include "layout.h"
@@ -65,14 +66,33 @@ void unpack_gptq(const std::byte* values, const Packing& packing, const Tile& ti
   }
 }
 
-/// awq: a word of [K, N/8] holds one column of eight rows.
+/// Byte r of word c becomes byte c of word r: halves, then quarters, then eighths change places.
+void transpose_bytes(std::array<std::uint64_t, 8>& words) {
+  const auto exchange = [&](std::size_t distance, std::uint64_t low) {
+    for (std::size_t i = 0; i < 8; ++i) {
+      if (i & distance) continue;
+      const std::uint64_t moved = ((words[i] >> 8 * distance) ^ words[i + distance]) & low;
+      words[i + distance] ^= moved;
+      words[i] ^= moved << 8 * distance;
+    }
+  };
+  exchange(4, 0x00000000FFFFFFFFULL);
+  exchange(2, 0x0000FFFF0000FFFFULL);
+  exchange(1, 0x00FF00FF00FF00FFULL);
+}
+
+/// awq: a word of [K, N/8] holds one column of eight rows. Eight such words are an eight by eight square.
 void unpack_awq(const std::byte* values, const Packing& packing, const Tile& tile, Codes& codes) {
   const auto stride = static_cast<std::size_t>(packing.rows / 8);
-  for (std::size_t k = 0; k < tile.cols; ++k) {
+  for (std::size_t k = 0; k < tile.cols; k += 8) {
     for (std::size_t n = 0; n < tile.rows; n += 8) {
-      const auto word = load<std::uint32_t>(values, (tile.first_col + k) * stride + (tile.first_row + n) / 8);
+      std::array<std::uint64_t, 8> square{};
+      for (std::size_t i = 0; i < std::min<std::size_t>(8, tile.cols - k); ++i) {
+        square[i] = spread(load<std::uint32_t>(values, (tile.first_col + k + i) * stride + (tile.first_row + n) / 8));
+      }
+      transpose_bytes(square);
       for (std::size_t i = 0; i < 8; ++i) {
-        codes[(n + kAwqOrder[i]) * kTileCols + k] = static_cast<std::uint8_t>(word >> (4 * i) & 15U);
+        std::memcpy(codes.data() + (n + kAwqOrder[i]) * kTileCols + k, &square[i], sizeof square[i]);
       }
     }
   }
@@ -93,7 +113,7 @@ void unpack_rows(const std::byte* values, const Packing& packing, const Tile& ti
   }
 }
 
-void value_run(const std::uint8_t* codes, std::size_t count, float zero, float scale, float* out) {
+MOETRIM_VECTOR_CODE void value_run(const std::uint8_t* codes, std::size_t count, float zero, float scale, float* out) {
   for (std::size_t i = 0; i < count; ++i) out[i] = (static_cast<float>(codes[i]) - zero) * scale;
 }
 

@@ -15,7 +15,8 @@ namespace {
 using namespace quantised_detail;
 
 void check(const PackedWeight& weight, const Packing& packing, std::size_t out_size) {
-  if (packing.rows < 1 || packing.cols < 1 || (packing.kind != PackingKind::plain && packing.scale_rows * packing.scale_cols < 1)) {
+  const bool scaled = packing.kind != PackingKind::plain;
+  if (packing.rows < 1 || packing.cols < 1 || (scaled && (packing.scale_rows < 1 || packing.scale_cols < 1))) {
     throw Error("dequantise: the packing did not come from packing_of()");
   }
   check_layout(weight, packing);
@@ -29,11 +30,13 @@ void check(const PackedWeight& weight, const Packing& packing, std::size_t out_s
   if (out_size != wanted) throw Error(fmt::format("dequantise: {} values to write, room for {}", wanted, out_size));
 }
 
+bool in_words(const Packing& packing) {
+  return packing.kind == PackingKind::gptq || packing.kind == PackingKind::awq || packing.kind == PackingKind::packed_int;
+}
+
 void decode(const PackedWeight& weight, const Packing& packing, const Scales& scales, std::int64_t first,
             std::int64_t count, float* out) {
-  const bool words = packing.kind == PackingKind::gptq || packing.kind == PackingKind::awq ||
-                     packing.kind == PackingKind::packed_int;
-  words ? decode_words(weight, packing, scales, first, count, out) : decode_bytes(weight, packing, scales, first, count, out);
+  (in_words(packing) ? decode_words : decode_bytes)(weight, packing, scales, first, count, out);
 }
 
 }  // namespace
@@ -53,9 +56,10 @@ void dequantise_bf16(const PackedWeight& weight, const Packing& packing, std::sp
     return;
   }
   const Scales scales = read_scales(weight, packing);
-  std::vector<float> rows(static_cast<std::size_t>(std::min(kRowsAtOnce, packing.rows) * packing.cols));
-  for (std::int64_t row = 0; row < packing.rows; row += kRowsAtOnce) {
-    const std::int64_t count = std::min(kRowsAtOnce, packing.rows - row);
+  const std::int64_t step = in_words(packing) ? kRowsAtOnce : 4;  // few rows stay in the cache until they are rounded
+  std::vector<float> rows(static_cast<std::size_t>(std::min(step, packing.rows) * packing.cols));
+  for (std::int64_t row = 0; row < packing.rows; row += step) {
+    const std::int64_t count = std::min(step, packing.rows - row);
     decode(weight, packing, scales, row, count, rows.data());
     round_to_bf16(rows.data(), static_cast<std::size_t>(count * packing.cols), out.data() + row * packing.cols);
   }

@@ -111,7 +111,8 @@ Packing gptq_packing(const Sought& weight) {
     if (values == Shape{words_for(weight.cols, candidate), weight.rows}) bits = candidate;
   }
   if (bits == 0) {
-    fail(weight.values(), fmt::format("expected shape [{} · bits / 32, {}] with 2, 3, 4 or 8 bits", weight.cols, weight.rows));
+    fail(weight.values(),
+         fmt::format("expected shape [{} · bits / 32, {}] with 2, 3, 4 or 8 bits", weight.cols, weight.rows));
   }
   expect_bits(weight, bits);
   if (scale.shape.size() != 2) fail(scale, fmt::format("expected shape [groups, {}]", weight.rows));

@@ -62,8 +62,8 @@ std::optional<PartName> split_part(std::string_view tensor_name) {
 }
 
 std::string_view part_name(Part part) {
-  constexpr std::array<std::string_view, kPartCount> kNames{"values", "scale", "global scale", "input scale",
-                                                            "zeros",  "shape", "order"};
+  constexpr std::array<std::string_view, kPartCount> kNames{"values",     "scale", "global scale", "scale of inputs",
+                                                            "zero point", "shape", "column order"};
   return kNames.at(static_cast<std::size_t>(part));
 }
 

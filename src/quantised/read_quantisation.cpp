@@ -135,6 +135,17 @@ void read_groups(JsonFields& fields, Quantisation& out) {
   }
 }
 
+void read_modelopt(JsonFields& fields, Quantisation& out) {
+  out.format = in_small_letters(text_or(fields, "quant_algo", ""));
+  read_groups(fields, out);
+  // Both multiply activations by tensors of their own (pre_quant_scale, low-rank parts) before the weight.
+  if (out.format.find("awq") != std::string::npos || out.format.find("svd") != std::string::npos) {
+    out.obstacle = fmt::format("quant_algo {} changes activations too, so that weights alone do not say what the model "
+                               "computes",
+                               in_quotes(out.format));
+  }
+}
+
 void read_compressed_tensors(JsonFields& fields, Quantisation& out) {
   out.format = in_small_letters(text_or(fields, "format", "dense"));
   if (std::ranges::find(kCompressedFormats, out.format) == kCompressedFormats.end()) {
@@ -196,10 +207,7 @@ Quantisation read_quantisation(const nlohmann::ordered_json& config, std::string
   if (out.method == "awq") read_awq(fields, out);
   if (out.method == "fp8") read_fp8(fields, out);
   if (out.method == "compressed-tensors") read_compressed_tensors(fields, out);
-  if (out.method == "modelopt") {
-    out.format = text_or(fields, "quant_algo", "");
-    read_groups(fields, out);
-  }
+  if (out.method == "modelopt") read_modelopt(fields, out);
   return out;
 }
 

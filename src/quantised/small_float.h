@@ -33,8 +33,10 @@ inline float small_float(std::uint32_t code) {
   const std::uint32_t magnitude = (code & ((1U << (E + M)) - 1U)) << (23 - M);
   const auto compared = static_cast<std::int32_t>(magnitude);  // signed comparisons are the ones that SSE2 has
   const std::uint32_t tiny = compared < static_cast<std::int32_t>(kOne) ? ~0U : 0U;
-  const float value = std::bit_cast<float>(magnitude + kRaise + (tiny & kOne)) - std::bit_cast<float>(tiny & (kRaise + kOne));
-  const std::uint32_t special = Ieee ? (compared >= kAllExponents ? 0x7F800000U : 0U) : (compared == kAllOnes ? 0x7FC00000U : 0U);
+  const auto raised = std::bit_cast<float>(magnitude + kRaise + (tiny & kOne));
+  const float value = raised - std::bit_cast<float>(tiny & (kRaise + kOne));
+  const bool is_special = Ieee ? compared >= kAllExponents : compared == kAllOnes;
+  const std::uint32_t special = is_special ? (Ieee ? 0x7F800000U : 0x7FC00000U) : 0U;
   return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | special | (code >> (E + M) << 31U));
 }
 

@@ -12,7 +12,7 @@ from test_forward import our_logits
 
 IDS = models.sequences(9, [25, 40, 7])
 SIZES = {  # groups of 16 or 32 inputs; expert matrices that end inside a block of 128
-    "qwen3_moe": dict(hidden_size=160, head_dim=16, moe_intermediate_size=48, intermediate_size=64),
+    "qwen3_moe": dict(hidden_size=160, head_dim=16, moe_intermediate_size=64, intermediate_size=96),
     "deepseek_v3": dict(hidden_size=160, moe_intermediate_size=48, intermediate_size=64, kv_lora_rank=16, q_lora_rank=32,
                         qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16),
     "gpt_oss": dict(hidden_size=64, intermediate_size=32),
