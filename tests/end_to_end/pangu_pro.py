@@ -153,7 +153,7 @@ class PanguProMoE(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("gate.scale"):
-                    parameter.add_(0.5 * torch.randn_like(parameter))
+                    parameter.add_(torch.rand_like(parameter) - 0.5)  # positive: a gate weighs, it does not turn
                 elif "norm" not in name:
                     parameter.normal_(0, 0 if name.endswith("bias") else config.initializer_range)
 

@@ -19,7 +19,8 @@ def moe_of(layer):
 
 def collect(model, ids):
     """Per MoE layer a dict of arrays over all tokens: logits [T, E], ids [T, K], gates [T, K], outputs [T, K, H] and
-    residual [T, H], and in "sigmoid" whether the router scores experts one by one. A gate is what multiplies the
+    residual [T, H], in "sigmoid" whether the router scores experts one by one, and in "residual scale" what the block's
+    output is multiplied by before it joins the residual (granitemoe). A gate is what multiplies the
     expert's output: after normalisation and scaling, and 1 where the score multiplies the input instead (llama4)."""
     layers = {i: layer for i, layer in enumerate(models.layers_of(model)) if moe_of(layer)}
     seen = {i: dict(logits=[], ids=[], gates=[], outputs=[], residual=[]) for i in layers}
@@ -34,8 +35,11 @@ def collect(model, ids):
             model(torch.tensor([sequence]))
     for handle in handles:
         handle.remove()
-    return {i: {k: np.concatenate(v) for k, v in d.items()} | {"sigmoid": is_sigmoid(moe_of(layers[i])[1])}
-            for i, d in seen.items()}
+    return {i: {k: np.concatenate(v) for k, v in d.items()} | constants(layers[i]) for i, d in seen.items()}
+
+
+def constants(layer):
+    return {"sigmoid": is_sigmoid(moe_of(layer)[1]), "residual scale": getattr(layer, "residual_multiplier", 1.0)}
 
 
 def is_sigmoid(router) -> bool:
@@ -139,7 +143,7 @@ def scores(layer, experts: int, threshold: float):
     tokens, top_k = ids.shape
     norms = np.linalg.norm(outputs, axis=2)
     routed = (gates[:, :, None] * outputs).sum(1)
-    after = h + routed
+    after = h + layer["residual scale"] * routed
     turn = np.maximum(0, 1 - (h * after).sum(1) / np.linalg.norm(h, axis=1) / np.linalg.norm(after, axis=1))
     chosen_logits = np.take_along_axis(layer["logits"], ids, 1)
     share = np.exp(chosen_logits - chosen_logits.max(1, keepdims=True))
