@@ -228,6 +228,7 @@ struct TensorPlace {
 /// The tensors that together hold one weight: `values` alone unless it is quantised.
 struct Weight {
   const TensorRule* rule = nullptr;
+  int layer = -1;
   std::array<const Tensor*, kPartCount> parts{};
 
   explicit operator bool() const { return values() != nullptr; }
@@ -277,6 +278,7 @@ struct Model {
   std::int64_t heads = 0, key_value_heads = 0, head_dim = 0;
   LatentSizes latent;
   DeltaSizes delta;
+  std::int64_t mtp_experts = 0; ///< experts in each of them, by their routers; a pruned model may have kept its blocks whole
   std::int64_t experts = 0, experts_per_token = 0, expert_width = 0, shared_width = 0, dense_width = 0;
   bool normalise_gates = false;
   double routed_scale = 1.0;
@@ -306,6 +308,10 @@ struct Model {
   bool selects_by_logit() const;
   /// Length of an axis in this model; `one` is 1.
   std::int64_t length(Axis axis) const;
+  /// The shape that a rule's tensor has in a layer (or in none, for -1).
+  std::vector<std::int64_t> shape(const TensorRule& rule, int layer) const;
+  /// Experts of a layer.
+  std::int64_t experts_in(int layer) const { return layer >= layers ? mtp_experts : experts; }
 };
 
 /// How a matrix of a weight (of one expert, where it is fused) is stored.

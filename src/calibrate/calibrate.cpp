@@ -24,6 +24,11 @@ ObserveOptions observe_options(const CalibrateOptions& options) {
 /// All that can be refused without running anything.
 void check_request(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   if (tasks.empty()) throw UsageError("no task to measure; give at least one --task FILE.jsonl");
+  if (options.mtp && model.mtp_layers > 0 && model.mtp_experts != model.experts) {
+    throw InvalidInput(fmt::format("{}: the multi-token-prediction block has {} experts, the layers have {}; they cannot be pruned "
+                                   "together, choose --mtp keep or drop", model.checkpoint->folder().string(), model.mtp_experts,
+                                   model.experts));
+  }
   if (options.tcess_top_k < 1 || options.tcess_top_k > model.experts) {
     throw UsageError(fmt::format("--tcess-top-k must be from 1 to {}, got {}", model.experts, options.tcess_top_k));
   }

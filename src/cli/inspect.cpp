@@ -1,11 +1,15 @@
 // moetrim inspect: what a checkpoint is.
 
+#include <charconv>
+#include <map>
+
 #include <fmt/format.h>
 
 #include "cli/command.h"
 #include "moetrim/error.h"
 #include "moetrim/family.h"
 #include "moetrim/plan.h"
+#include "moetrim/suggest.h"
 
 namespace moetrim::cli {
 
@@ -68,8 +72,50 @@ int least_keep(const Model& model) {
   return limits.experts;
 }
 
+/// The largest number that follows `part` in a tensor's name, plus one; 0 when no name has one.
+int count_numbered(const Checkpoint& checkpoint, std::string_view part) {
+  int count = 0;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    const auto at = tensor.name.find(part);
+    if (at == std::string::npos) continue;
+    int number = -1;
+    const char* begin = tensor.name.data() + at + part.size();
+    std::from_chars(begin, tensor.name.data() + tensor.name.size(), number);
+    count = std::max(count, number + 1);
+  }
+  return count;
+}
+
+/// What names and sizes tell about a checkpoint of a family that is not known.
+void inspect_unknown(const Session& session, const Checkpoint& checkpoint, const std::string& model_type) {
+  std::map<std::string, std::uint64_t> by_type;
+  std::uint64_t expert_bytes = 0;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    by_type[std::string(dtype_name(tensor.dtype))] += tensor.size;
+    if (tensor.name.find(".experts.") != std::string::npos) expert_bytes += tensor.size;
+  }
+  const int layers = count_numbered(checkpoint, "layers.");
+  const int experts = count_numbered(checkpoint, ".experts.");
+  const nlohmann::ordered_json json{{"family", nullptr},          {"model_type", model_type},
+                                    {"layers", layers},           {"experts", experts},
+                                    {"tensors", checkpoint.tensors().size()}, {"total_bytes", checkpoint.total_bytes()},
+                                    {"bytes_by_type", by_type},   {"bytes", {{"experts", expert_bytes}}},
+                                    {"files", checkpoint.files().size()},     {"fingerprint", checkpoint.fingerprint()}};
+  std::string types;
+  for (const auto& [type, bytes] : by_type) types += fmt::format("  {:<10}  {}\n", type, human_bytes(bytes));
+  session.print(json, fmt::format(
+      "family      unknown (model_type {}); it can be verified, not calibrated or pruned. docs/add-a-family.md tells how to add it\n"
+      "layers      {} by the names of its tensors\nexperts     {} by the names of its tensors, {}\nsize        {} in {} tensors, {} file(s)\n{}",
+      in_quotes(model_type), layers, experts, human_bytes(expert_bytes), human_bytes(checkpoint.total_bytes()),
+      checkpoint.tensors().size(), checkpoint.files().size(), types));
+}
+
 void inspect(const Session& session, const std::string& folder) {
   const Checkpoint checkpoint = Checkpoint::open(folder);
+  const auto type = checkpoint.config().find("model_type");
+  if (type != checkpoint.config().end() && type->is_string() && find_family(type->get_ref<const std::string&>()) == nullptr) {
+    return inspect_unknown(session, checkpoint, type->get<std::string>());
+  }
   const Model model = describe(checkpoint);
   const Parts parts = count_parts(model);
   const auto moe_layers = model.moe_layers();

@@ -13,8 +13,7 @@ namespace {
 
 /// Norms, biases, convolutions: never quantised, exactly the shape of the rule.
 void check_plain(const Model& model, const Weight& weight) {
-  std::vector<std::int64_t> expected;
-  for (const Axis axis : weight.rule->axes) expected.push_back(model.length(axis));
+  const std::vector<std::int64_t> expected = model.shape(*weight.rule, weight.layer);
   const Tensor& tensor = *weight.values();
   if (tensor.shape == expected) return;
   throw InvalidInput(fmt::format("{}: tensor {} has shape [{}], expected [{}] from config.json",
@@ -49,12 +48,12 @@ void check(const Model& model, const Weight& weight) {
 }
 
 /// A fused part has an expert axis in front, or one value for all.
-std::vector<std::int64_t> shape_of_one(const Model& model, const Tensor& tensor) {
+std::vector<std::int64_t> shape_of_one(const Model& model, const Tensor& tensor, std::int64_t experts) {
   if (tensor.shape.empty() || tensor.shape == std::vector<std::int64_t>{1}) return tensor.shape;
-  if (tensor.shape[0] != model.experts) {
+  if (tensor.shape[0] != experts) {
     throw InvalidInput(fmt::format("{}: tensor {} has shape [{}], expected {} experts in front",
                                    model.checkpoint->folder().string(), tensor.name, fmt::join(tensor.shape, ", "),
-                                   model.experts));
+                                   experts));
   }
   return {tensor.shape.begin() + 1, tensor.shape.end()};
 }
@@ -67,7 +66,7 @@ StoredMatrix stored_matrix(const Model& model, const Weight& weight) {
     const Tensor* tensor = weight.parts[part];
     if (tensor == nullptr) continue;
     out.parts[static_cast<Part>(part)] =
-        StoredPart{tensor->name, tensor->dtype, weight.fused() ? shape_of_one(model, *tensor) : tensor->shape, nullptr};
+        StoredPart{tensor->name, tensor->dtype, weight.fused() ? shape_of_one(model, *tensor, model.experts_in(weight.layer)) : tensor->shape, nullptr};
   }
   const auto& axes = weight.rule->axes;
   std::int64_t rows = model.length(axes[axes.size() - 2]);

@@ -216,6 +216,7 @@ Model describe(const Checkpoint& checkpoint) {
   read_router(model, config);
   read_attention(model, config);
   model.mtp_layers = count_mtp_layers(model, config);
+  model.mtp_experts = model.mtp_layers > 0 ? count_mtp_experts(model) : 0;
   set_layer_kinds(model, config);
   place_tensors(model);
   return model;

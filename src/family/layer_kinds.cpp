@@ -134,6 +134,18 @@ std::int64_t count_mtp_layers(const Model& model, const ConfigReader& config) {
   return count;
 }
 
+std::int64_t count_mtp_experts(const Model& model) {
+  for (const TensorRule& rule : model.family->tensors) {
+    if (rule.role != Role::router) continue;
+    for (const Tensor& tensor : model.checkpoint->tensors()) {
+      const auto numbers = match_name(rule.name, tensor.name);
+      const bool block = numbers && (numbers->mtp >= 0 || numbers->layer >= model.layers);
+      if (block && !tensor.shape.empty()) return tensor.shape[0];
+    }
+  }
+  return model.experts;
+}
+
 void set_layer_kinds(Model& model, const ConfigReader& config) {
   model.layer.resize(static_cast<std::size_t>(model.layers + model.mtp_layers));
   for (std::int64_t i = 0; i < model.layers + model.mtp_layers; ++i) {

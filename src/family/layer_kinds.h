@@ -10,6 +10,9 @@ namespace moetrim {
 /// @throws InvalidInput when there are more than config.json says.
 std::int64_t count_mtp_layers(const Model& model, const ConfigReader& config);
 
+/// Experts of these blocks, which may be more than config.json says of the layers.
+std::int64_t count_mtp_experts(const Model& model);
+
 /// Fills Model::layer but for its tensors.
 void set_layer_kinds(Model& model, const ConfigReader& config);
 

@@ -43,6 +43,12 @@ bool Model::selects_by_logit() const {
   return true;
 }
 
+std::vector<std::int64_t> Model::shape(const TensorRule& rule, int layer) const {
+  std::vector<std::int64_t> out;
+  for (const Axis axis : rule.axes) out.push_back(axis == Axis::E ? experts_in(layer) : length(axis));
+  return out;
+}
+
 std::int64_t Model::length(Axis axis) const {
   switch (axis) {
     case Axis::E: return experts;

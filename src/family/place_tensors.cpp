@@ -24,12 +24,6 @@ std::string checkpoint_name(const Model& model) { return model.checkpoint->folde
   throw InvalidInput(fmt::format("{}: tensor {} {}", checkpoint_name(model), tensor.name, why));
 }
 
-std::vector<std::int64_t> shape_of(const Model& model, const TensorRule& rule) {
-  std::vector<std::int64_t> shape;
-  for (const Axis axis : rule.axes) shape.push_back(model.length(axis));
-  return shape;
-}
-
 /// Tensors that carry nothing a loader uses, met in old checkpoints.
 bool is_derived(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
 
@@ -72,7 +66,7 @@ TensorPlace find_place(const Model& model, const Tensor& tensor) {
   for (const TensorRule& rule : model.family->tensors) {
     const auto place = match(model, rule, tensor, part);
     if (!place) continue;
-    if (shape_of(model, rule) == tensor.shape) return *place;
+    if (model.shape(rule, place->layer) == tensor.shape) return *place;
     if (!first) first = place;
   }
   if (first) return *first;
@@ -85,6 +79,7 @@ void put_part(const Model& model, Weight& weight, const Tensor& tensor, const Te
   if (slot != nullptr) refuse(model, tensor, fmt::format("says the same as {}", slot->name));
   slot = &tensor;
   if (place.part == Part::values || weight.rule == nullptr) weight.rule = place.rule;
+  weight.layer = place.layer;
 }
 
 void check_layer_kind(const Model& model, const Tensor& tensor, const LayerTensors& layer, Where where) {
@@ -105,10 +100,11 @@ void put(Model& model, const Tensor& tensor, const TensorPlace& place) {
   auto& layer = model.layer[static_cast<std::size_t>(place.layer)];
   check_layer_kind(model, tensor, layer, where_of(role));
   if (place.expert < 0) return put_part(model, layer.by_role[static_cast<std::size_t>(role)], tensor, place);
-  if (place.expert >= model.experts) {
-    refuse(model, tensor, fmt::format("numbers an expert beyond the {} of config.json", model.experts));
+  const std::int64_t experts = model.experts_in(place.layer);
+  if (place.expert >= experts) {
+    refuse(model, tensor, fmt::format("numbers an expert beyond the {} of {}", experts, layer.mtp ? "its router" : "config.json"));
   }
-  layer.experts.resize(static_cast<std::size_t>(model.experts));
+  layer.experts.resize(static_cast<std::size_t>(experts));
   auto& expert = layer.experts[static_cast<std::size_t>(place.expert)];
   put_part(model, expert[static_cast<std::size_t>(role) - static_cast<std::size_t>(expert_gate)], tensor, place);
 }

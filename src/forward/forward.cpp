@@ -38,6 +38,20 @@ at::Device parse_device(const std::string& name) {
   }
 }
 
+/// A tensor of a layer that the family does not know may be moved, but leaving it out of the arithmetic would be a guess.
+void check_all_known(const Model& model) {
+  const auto& tensors = model.checkpoint->tensors();
+  const auto& untouched = model.family->untouched;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::string& name = tensors[i].name;
+    const bool of_layer = name.find("layers.") != std::string::npos && !name.ends_with(".rotary_emb.inv_freq");
+    const bool apart = std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return name.starts_with(prefix); });
+    if (model.places[i].rule != nullptr || !of_layer || apart) continue;
+    throw InvalidInput(fmt::format("{}: tensor {} is unknown to family {}, so that the model cannot be computed; it can be pruned with "
+                                   "a plan that was made elsewhere", model.checkpoint->folder().string(), name, model.family->name));
+  }
+}
+
 /// Consecutive sequences that are worked on together.
 struct Tile {
   std::int64_t begin = 0, tokens = 0;
@@ -98,7 +112,9 @@ struct Forward::State {
   HeadWeights head;  // loaded when logits are first asked for
 };
 
-Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {}
+Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {
+  check_all_known(model);
+}
 Forward::~Forward() = default;
 
 int Forward::next_layer() const { return state_->layer; }
@@ -281,16 +297,22 @@ std::uint64_t Forward::bytes_per_token(const Model& model, Precision precision) 
 }
 
 std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& options) {
-  std::uint64_t dense = 0;
+  std::uint64_t largest = 0;
   for (const auto& layer : model.layer) {
     std::uint64_t bytes = 0;
     for (const auto& range : layer_group(layer)) bytes += range.size;
-    dense = std::max(dense, bytes);
+    for (const Weight& weight : layer.by_role) {
+      if (!weight || where_of(weight.rule->role) == Where::experts) continue;
+      std::uint64_t elements = 1;
+      for (const Axis axis : weight.rule->axes) elements *= static_cast<std::uint64_t>(model.length(axis));
+      bytes += 8 * elements;  // as fp32, and once more while matrices are joined
+    }
+    largest = std::max(largest, bytes);
   }
   const auto expert = static_cast<std::uint64_t>(3 * model.expert_width * model.hidden);
   const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
-  // A layer as bytes and as fp32; an expert per worker the same way; the read-ahead.
-  return 3 * dense + threads * expert * 8 + options.read_ahead_bytes;
+  // An expert a worker and the next one, each as bytes, dequantised, and as fp32 twice while gate and up are joined.
+  return largest + (threads + 1) * expert * 12 + options.read_ahead_bytes;
 }
 
 }  // namespace moetrim

@@ -73,7 +73,11 @@ void check_family(const Checkpoint& checkpoint, Findings& findings) {
     return;
   }
   try {
-    describe(checkpoint);
+    const Model model = describe(checkpoint);
+    if (model.mtp_layers > 0 && model.mtp_experts != model.experts) {
+      add_warning(findings, "config.json", fmt::format("the multi-token-prediction block has {} experts beside {} in the layers; runtimes "
+                                                       "with one expert count for both cannot load it", model.mtp_experts, model.experts));
+    }
   } catch (const InvalidInput& problem) {
     add_error(findings, "config.json", problem.what());
   }

@@ -66,7 +66,7 @@ CASES = {
     "config is not JSON": (lambda f: (f / "m/config.json").write_text("{\n  nope"), ["inspect", "m"], 3, ["config.json", "line 2"]),
     "unknown family": (lambda f: edit_config(f, model_type="gpt2"), CALIBRATE, 3, ["gpt2", "qwen3_moe"]),
     "missing size": (lambda f: edit_config(f, hidden_size=None), CALIBRATE, 3, ["config.json", "hidden_size"]),
-    "wrong size": (lambda f: edit_config(f, moe_intermediate_size=14), CALIBRATE, 3, ["experts.0.", "[44, 13]", "[44, 14]"]),
+    "wrong size": (lambda f: edit_config(f, moe_intermediate_size=14), CALIBRATE, 3, ["experts.0.", "[13, 44]", "[14, 44]"]),
     "aliases disagree": (lambda f: edit_config(f, num_local_experts=9), CALIBRATE, 3, ["num_experts", "num_local_experts"]),
     "unknown activation": (lambda f: edit_config(f, hidden_act="gelu"), CALIBRATE, 3, ["hidden_act", "gelu"]),
     "unknown rope": (lambda f: edit_config(f, rope_parameters={"rope_type": "spiral", "factor": 2.0}), CALIBRATE, 3, ["spiral"]),

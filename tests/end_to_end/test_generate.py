@@ -1,11 +1,13 @@
 """Greedy answers with the KV cache against transformers' generate, and exact match, on the shipped model."""
 import json
+import subprocess
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from program import ROOT, moetrim_json
+import models
+from program import BUILD, ROOT, moetrim_json
 
 MODEL = ROOT / "demo/model"
 TASKS = sorted(f.name.removesuffix(".test.jsonl") for f in (ROOT / "calibration").glob("*.test.jsonl"))
@@ -54,3 +56,20 @@ def test_loss_of_rendered_conversations(theirs):
     ours = moetrim_json("evaluate", MODEL, "--task", file, "--samples", 8, "--dtype", "fp32", "--count", "response")
     assert ours["tokens"] == tokens
     assert ours["loss"] == pytest.approx(loss / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_cached_tokens_equal_a_whole_forward(family, tmp_path):
+    """Prompts of several lengths, answered together through the caches of every kind of attention."""
+    model = models.make(tmp_path / "m", family)
+    prompts = models.sequences(3, [21, 1, 38])
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    done = subprocess.run([BUILD / "tests/generate_probe", tmp_path / "m", tmp_path / "prompts.json", "8"], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    for prompt, answer in zip(prompts, json.loads(done.stdout)):
+        assert len(answer) == 8
+        for i, token in enumerate(answer):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + answer[:i]])).logits[0, -1]
+            assert logits[token] >= logits.max() - 1e-3

@@ -35,8 +35,9 @@ def test_pruned_equals_masked(family, layout, tmp_path):
     assert moetrim_json("verify", tmp_path / "out")["errors"] == 0
 
 
-def test_plan_evaluated_as_a_mask_equals_the_written_checkpoint(tmp_path):
-    prune(tmp_path, "qwen2_moe", "per-expert", 6)
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "phimoe", "qwen3_next"])
+def test_plan_evaluated_as_a_mask_equals_the_written_checkpoint(family, tmp_path):
+    prune(tmp_path, family, None, models.two_thirds(models.config_of(family)))
     arguments = ["--task", tmp_path / "t.jsonl", "--dtype", "fp32"]
     masked = moetrim_json("evaluate", tmp_path / "m", "--plan", tmp_path / "plan.json", *arguments)["plans"][0]
     written = moetrim_json("evaluate", tmp_path / "out", "--against", tmp_path / "m", *arguments)
