@@ -3,6 +3,9 @@
 // Work goes on in a hidden folder beside the target, `.TARGET.moetrim-partial`, which is renamed at the end. A run that
 // is killed leaves finished shards there and a journal of their digests; the same request again goes on after them and
 // ends with the same bytes as an undisturbed run. See docs for the layout of the folder.
+//
+// A quantised checkpoint may have a twin, OUT-bf16, written in the same run: the same tensors with every quantised weight
+// dequantised, for runtimes that cannot read the original's format.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +42,19 @@ struct ExportRequest {
   std::string card;                   ///< README.md
   std::string source_fingerprint;     ///< Checkpoint::fingerprint() of the source
   std::vector<std::string> warnings;  ///< for the caller to print; not written
+};
+
+/// Where a tensor of the twin comes from.
+struct TwinSource {
+  std::size_t origin = 0;          ///< index into the tensors of the pruned checkpoint: the copy, or the weight's values
+  const Weight* weight = nullptr;  ///< what is dequantised; null: the bytes of `origin`
+  std::vector<int> experts;        ///< of a fused weight: ids in the source, in their new order
+};
+
+/// The twin of a pruned checkpoint. The pieces of a dequantised tensor are those of the codes, which tell jobs apart.
+struct TwinRequest : ExportRequest {
+  const Model* model = nullptr;
+  std::vector<TwinSource> sources;  ///< parallel to `tensors`
 };
 
 /// Bytes of tensors done so far, those taken over from an interrupted run included.
@@ -82,9 +98,24 @@ struct PrepareOptions {
 ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version,
                              const PrepareOptions& options = {});
 
+/// The dtype of a twin: bf16. @throws UsageError for any other, listing those that there are.
+Dtype parse_twin_dtype(std::string_view text);
+
+/// Prepares the twin of a request that prepare_export made with the same model, plan and options.
+/// @throws UsageError when no weight is quantised; InvalidInput when values cannot be computed.
+TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportRequest& pruned, Dtype dtype,
+                         std::string_view tool_version, const PrepareOptions& options = {});
+
+/// TARGET-bf16, beside the target.
+std::filesystem::path twin_target(const std::filesystem::path& target);
+
 /// @throws UsageError for a target that exists and is not an empty folder, as export_checkpoint does.
 ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& request,
                                 const std::filesystem::path& target, const ExportOptions& options = {});
+
+/// What the twin would take beside the folder at `target`.
+ExportEstimate describe_twin(const Checkpoint& source, const TwinRequest& twin, const std::filesystem::path& target,
+                             const ExportOptions& options = {});
 
 /// Writes the folder. Memory: a few fixed blocks, however large a tensor is.
 /// @throws UsageError for a target that exists and is not an empty folder; OutOfResources, naming the bytes, before the
@@ -93,9 +124,21 @@ ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& re
                                const std::filesystem::path& target, const ExportOptions& options = {},
                                const ExportProgressFn& progress = {});
 
+struct TwinResult {
+  ExportResult pruned, twin;
+};
+/// Writes the folder and its twin side by side: what a shard was made from is still in the page cache when the twin's
+/// tensors are computed from it. Neither folder has its name before both are whole. Memory: one matrix of a weight, twice.
+/// @throws as export_checkpoint, for either folder and before anything is written.
+TwinResult export_with_twin(const Checkpoint& source, const ExportRequest& request, const TwinRequest& twin,
+                            const std::filesystem::path& target, const ExportOptions& options = {},
+                            const ExportProgressFn& progress = {});
+
 /// The model card (README.md): YAML front matter with base model and inherited licence, what was removed and why, how to
 /// load the result, and its limits.
+/// @param dequantised_to  dtype of a twin's weights; empty: not a twin
 std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
-                       std::span<const std::string> warnings, std::string_view tool_version);
+                       std::span<const std::string> warnings, std::string_view tool_version,
+                       std::string_view dequantised_to = {});
 
 }  // namespace moetrim

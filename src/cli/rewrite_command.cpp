@@ -1,4 +1,7 @@
-// moetrim rewrite: a checkpoint and a plan to a new checkpoint.
+// moetrim rewrite: a checkpoint and a plan to a new checkpoint, and on request its dequantised twin.
+
+#include <algorithm>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -12,42 +15,74 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune";
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype;
   bool overwrite = false, other = false, dry_run = false;
 };
 
-void print_estimate(const Session& session, const ExportEstimate& e) {
-  const nlohmann::ordered_json json{{"before_bytes", e.before_bytes},       {"after_bytes", e.after_bytes},
-                                    {"before_parameters", e.before_parameters}, {"after_parameters", e.after_parameters},
-                                    {"shards", e.shards},                   {"disk_bytes", e.disk_bytes},
-                                    {"free_disk_bytes", e.free_disk_bytes}, {"peak_memory_bytes", e.peak_memory_bytes}};
-  session.print(json, fmt::format("weights  {} to {}\nfiles    {}\ndisk     {} needed, {} free\nmemory   {}\n",
-                                  human_bytes(e.before_bytes), human_bytes(e.after_bytes), e.shards, human_bytes(e.disk_bytes),
-                                  human_bytes(e.free_disk_bytes), human_bytes(e.peak_memory_bytes)));
+/// `also` is that of the twin, where there is one.
+void print_estimate(const Session& session, const ExportEstimate& e, const std::optional<ExportEstimate>& also,
+                    const std::string& twin) {
+  const std::uint64_t disk = e.disk_bytes + (also ? also->disk_bytes : 0);
+  const std::uint64_t memory = std::max(e.peak_memory_bytes, also ? also->peak_memory_bytes : 0);
+  nlohmann::ordered_json json{{"before_bytes", e.before_bytes},       {"after_bytes", e.after_bytes},
+                              {"before_parameters", e.before_parameters}, {"after_parameters", e.after_parameters},
+                              {"shards", e.shards},                   {"disk_bytes", disk},
+                              {"free_disk_bytes", e.free_disk_bytes}, {"peak_memory_bytes", memory}};
+  std::string text = fmt::format("weights  {} to {}\nfiles    {}\n", human_bytes(e.before_bytes), human_bytes(e.after_bytes), e.shards);
+  if (also) {
+    json["also"] = {{"checkpoint", twin}, {"bytes", also->after_bytes}, {"shards", also->shards}};
+    text += fmt::format("also     {}, files {}, in {}\n", human_bytes(also->after_bytes), also->shards, twin);
+  }
+  session.print(json, text + fmt::format("disk     {} needed, {} free\nmemory   {}\n", human_bytes(disk),
+                                         human_bytes(e.free_disk_bytes), human_bytes(memory)));
+}
+
+void print_result(const Session& session, const Checkpoint& before, const Plan& plan, const ExportRequest& request,
+                  const TwinResult& result) {
+  const ExportResult& pruned = result.pruned;
+  nlohmann::ordered_json json{{"checkpoint", pruned.folder.string()},
+                              {"bytes", pruned.tensor_bytes},
+                              {"before_bytes", before.total_bytes()},
+                              {"shards", pruned.shards},
+                              {"reused_shards", pruned.reused_shards},
+                              {"experts", plan.keep},
+                              {"warnings", request.warnings}};
+  std::string text = fmt::format("{} of {} experts, {} of {}, in {}\n", plan.keep, plan.experts, human_bytes(pruned.tensor_bytes),
+                                 human_bytes(before.total_bytes()), pruned.folder.string());
+  if (!result.twin.folder.empty()) {
+    const ExportResult& twin = result.twin;
+    json["also"] = {{"checkpoint", twin.folder.string()}, {"bytes", twin.tensor_bytes}, {"shards", twin.shards}};
+    text += fmt::format("dequantised, {}, in {}\n", human_bytes(twin.tensor_bytes), twin.folder.string());
+  }
+  session.print(json, text);
 }
 
 void run_rewrite(const Session& session, const RewriteFlags& flags) {
+  std::optional<Dtype> dtype;
+  if (!flags.also_dtype.empty()) dtype = parse_twin_dtype(flags.also_dtype);
   const Plan plan = read_plan(flags.plan);
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
   const Model model = describe(checkpoint);
   const ExportOptions options{.shard_bytes = parse_bytes(flags.shard_size), .overwrite = flags.overwrite};
-  const ExportRequest request = prepare_export(model, plan, kVersion, {.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)});
-  if (flags.dry_run) return print_estimate(session, describe_rewrite(checkpoint, request, flags.output, options));
+  const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)};
+  const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
+  std::optional<TwinRequest> twin;
+  if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
+  if (flags.dry_run) {
+    std::optional<ExportEstimate> also;
+    if (twin) also = describe_twin(checkpoint, *twin, flags.output, options);
+    return print_estimate(session, describe_rewrite(checkpoint, request, flags.output, options), also,
+                          twin_target(flags.output).string());
+  }
   Progress line("rewrite", "B", session.quiet);
-  const ExportResult result = export_checkpoint(checkpoint, request, flags.output, options, [&](const ExportProgress& p) {
+  const auto progress = [&](const ExportProgress& p) {
     line.update(static_cast<double>(p.done_bytes), static_cast<double>(p.total_bytes));
     stop_if_requested();
-  });
+  };
+  const TwinResult result = twin ? export_with_twin(checkpoint, request, *twin, flags.output, options, progress)
+                                 : TwinResult{export_checkpoint(checkpoint, request, flags.output, options, progress), {}};
   for (const auto& warning : request.warnings) session.note("note: " + warning);
-  session.print({{"checkpoint", result.folder.string()},
-                 {"bytes", result.tensor_bytes},
-                 {"before_bytes", checkpoint.total_bytes()},
-                 {"shards", result.shards},
-                 {"reused_shards", result.reused_shards},
-                 {"experts", plan.keep},
-                 {"warnings", request.warnings}},
-                fmt::format("{} of {} experts, {} of {}, in {}\n", plan.keep, plan.experts, human_bytes(result.tensor_bytes),
-                            human_bytes(checkpoint.total_bytes()), result.folder.string()));
+  print_result(session, checkpoint, plan, request, result);
 }
 
 }  // namespace
@@ -62,6 +97,8 @@ void add_rewrite(CLI::App& app, Session& session) {
   command->add_option("--shard-size", flags->shard_size, "Largest file, for example 5GB or 500MiB")->capture_default_str();
   command->add_option("--mtp", flags->mtp, "Multi-token-prediction blocks: prune as the plan says, keep whole, or drop")
       ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
+  command->add_option("--also-dtype", flags->also_dtype,
+                      "Write a second checkpoint beside the output, OUTPUT-bf16, with quantised weights dequantised: bf16");
   command->add_flag("--overwrite", flags->overwrite, "Replace the output if moetrim wrote it");
   command->add_flag("--allow-other-checkpoint", flags->other, "Use a plan that was made for another checkpoint of the same shape");
   command->add_flag("--dry-run", flags->dry_run, "Say bytes, files, disk and memory; write nothing");

@@ -1,11 +1,13 @@
 // What an export would take, without doing it.
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 
 #include "export/disk_need.h"
 #include "export/read_ahead.h"
 #include "export/staging.h"
+#include "export/twin_tensors.h"
 #include "moetrim/export.h"
 
 namespace moetrim {
@@ -63,6 +65,18 @@ ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& r
   out.free_disk_bytes = export_detail::free_disk_bytes(path);
   out.peak_memory_bytes = peak_memory(source, request);
   for (const auto& file : side_files) out.copied_files.push_back(file.name);
+  return out;
+}
+
+ExportEstimate describe_twin(const Checkpoint& source, const TwinRequest& twin, const std::filesystem::path& target,
+                             const ExportOptions& options) {
+  const auto path = export_detail::resolve_target(target, source.folder(), options.overwrite);
+  ExportEstimate out = describe_rewrite(source, twin, twin_target(path), options);
+  std::uint64_t matrix = 0;
+  for (const TwinSource& from : twin.sources) {
+    if (from.weight != nullptr) matrix = std::max(matrix, export_detail::matrix_bytes(*twin.model, *from.weight));
+  }
+  out.peak_memory_bytes += matrix;
   return out;
 }
 

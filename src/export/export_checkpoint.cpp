@@ -1,18 +1,15 @@
-// Writes the folder: shards, index, config, side files, record and card; staged, resumable, renamed when whole.
+// Writes the folder, or the folder and its twin in step, and makes sure of disk and of what a stopped run leaves.
 
 #include <algorithm>
-#include <set>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include <fmt/format.h>
 
-#include "export/digest.h"
-#include "export/disk_need.h"
-#include "export/journal.h"
+#include "export/dequantised_blocks.h"
+#include "export/folder_export.h"
 #include "export/read_ahead.h"
-#include "export/shards.h"
-#include "export/side_files.h"
-#include "export/staging.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 
@@ -23,159 +20,161 @@ namespace {
 using namespace export_detail;
 namespace fs = std::filesystem;
 
-/// Small enough to be hashed and written while it lies in the processor's cache. Writes of 8 MiB took up to six times the
-/// processor time (Linux 6.18, ext4).
-constexpr std::size_t kWriteBytes = std::size_t{512} << 10;
+/// True when the run was killed between the renames: the twin has its name, and the folder beside it is being worked on.
+bool is_published(const fs::path& twin, const TwinRequest& request, const fs::path& target) {
+  std::error_code ignored;
+  if (!fs::is_directory(staging_folder(target), ignored) || !fs::is_regular_file(twin / "moetrim.json", ignored)) return false;
+  try {
+    return read_json_file(twin / "moetrim.json") == request.record;
+  } catch (const InvalidInput&) {
+    return false;
+  }
+}
 
-/// One run of export_checkpoint.
+/// For every shard of the twin the last shard of the pruned checkpoint that shares a source with it.
+std::vector<std::size_t> shards_awaited(const FolderExport& twin, const TwinRequest& request, const FolderExport& pruned,
+                                        const ExportRequest& pruned_request) {
+  std::vector<std::size_t> shard_of(pruned_request.tensors.size());
+  for (std::size_t i = 0; i < pruned.shards().size(); ++i) {
+    for (const OutputTensor* tensor : pruned.shards()[i].tensors) {
+      shard_of[static_cast<std::size_t>(tensor - pruned_request.tensors.data())] = i;
+    }
+  }
+  std::vector<std::size_t> out;
+  for (const Shard& shard : twin.shards()) {
+    std::size_t last = 0;
+    for (const OutputTensor* tensor : shard.tensors) {
+      const TwinSource& from = request.sources[static_cast<std::size_t>(tensor - request.tensors.data())];
+      last = std::max(last, shard_of[from.origin]);
+    }
+    out.push_back(last);
+  }
+  return out;
+}
+
+/// One run.
 class Export {
  public:
-  Export(const Checkpoint& source, const ExportRequest& request, const fs::path& target, const ExportOptions& options,
-         const ExportProgressFn& progress)
-      : source_(source),
-        request_(request),
-        options_(options),
-        progress_(progress),
-        target_(resolve_target(target, source.folder(), options.overwrite)),
-        shards_(assign_shards(request.tensors, options.shard_bytes)),
-        side_files_(find_side_files(source.folder())),
-        staging_(target_),
-        journal_(staging_.folder(), job_digest(shards_, request.source_fingerprint)) {
-    state_.total_bytes = tensor_bytes(shards_);
-    state_.total_shards = shards_.size();
+  Export(const Checkpoint& source, const ExportRequest& request, const TwinRequest* twin, const fs::path& target,
+         const ExportOptions& options, const ExportProgressFn& progress)
+      : source_(source), request_(request), twin_request_(twin), options_(options), meter_{{}, progress},
+        target_(resolve_target(target, source.folder(), options.overwrite)) {
+    if (twin_request_ == nullptr) return;
+    twin_target_ = twin_target(target_);
+    twin_published_ = is_published(twin_target_, *twin_request_, target_);
+    if (!twin_published_) twin_target_ = resolve_target(twin_target_, source.folder(), options.overwrite);
   }
 
-  ExportResult run() {
+  TwinResult run() {
     try {
-      return write();
+      open();
+      write();
     } catch (const OutOfResources& problem) {
-      if (!leave_resumable()) throw;
+      const std::string kept = leave_resumable();
+      if (kept.empty()) throw;
       throw OutOfResources(fmt::format("{}; finished shards are kept in {} and the same command goes on after them",
-                                       problem.what(), staging_.folder().string()));
+                                       problem.what(), kept));
     } catch (...) {
       leave_resumable();
       throw;
     }
+    return {pruned_->result(), twin_ ? twin_->result() : published_result()};
   }
 
  private:
-  ExportResult write() {
-    find_finished();
-    check_disk();
-    report();
-    for (const Shard& shard : shards_) {
-      if (!finished_.contains(shard.file)) write_shard(shard);
-    }
-    write_other_files();
-    // From here to the rename a kill costs the work, but nothing looks finished: the folder's name is not the target's.
-    fs::remove(staging_.folder() / kJournalName);
-    staging_.publish(options_.overwrite);
-    return result();
+  void open() {
+    const bool both = twin_request_ != nullptr && !twin_published_;
+    const Cached cached = both ? Cached::keep : Cached::drop;  // the twin reads it again, and drops it then
+    pruned_.emplace(source_, request_, target_, options_, meter_, [this, cached](const Shard& shard) {
+      return std::make_unique<ReadAhead>(source_, shard.pieces(), cached);
+    });
+    if (!both) return;
+    twin_.emplace(source_, *twin_request_, twin_target_, options_, meter_, [this](const Shard& shard) {
+      return std::make_unique<DequantisedBlocks>(source_, *twin_request_, shard);
+    });
   }
 
-  void find_finished() {
-    std::set<std::string> keep;
-    for (const Shard& shard : shards_) {
-      if (!journal_.has(shard)) {
-        journal_.forget(shard.file);
-        continue;
-      }
-      keep.insert(shard.file);
-      state_.done_bytes += shard.tensor_bytes;
-      ++state_.done_shards;
+  void write() {
+    pruned_->find_finished();
+    if (twin_) twin_->find_finished();
+    check_disk();
+    meter_.report();
+    write_shards();
+    pruned_->write_other_files();
+    if (twin_) {
+      twin_->write_other_files();
+      twin_->publish();  // first: a run that is killed now finds it by the other's working folder
     }
-    finished_ = keep;
-    if (!keep.empty()) keep.insert(kJournalName);
-    staging_.clear(keep);
+    pruned_->publish();
+  }
+
+  void write_shards() {
+    std::vector<std::size_t> awaited;
+    if (twin_) awaited = shards_awaited(*twin_, *twin_request_, *pruned_, request_);
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < pruned_->shards().size(); ++i) {
+      pruned_->write_shard(pruned_->shards()[i]);
+      for (; next < awaited.size() && awaited[next] <= i; ++next) twin_->write_shard(twin_->shards()[next]);
+    }
   }
 
   void check_disk() const {
-    std::vector<Shard> left;
-    for (const Shard& shard : shards_) {
-      if (!finished_.contains(shard.file)) left.push_back(shard);
-    }
-    const std::uint64_t need = disk_need(left, side_files_, request_);
-    const std::uint64_t free = free_disk_bytes(target_);
+    const std::uint64_t need = pruned_->disk_left() + (twin_ ? twin_->disk_left() : 0);
+    const std::uint64_t free = free_disk_bytes(target_);  // the twin is beside it
     if (need <= free) return;
-    throw OutOfResources(fmt::format("{}: writing the checkpoint needs {} bytes of disk, {} are free; free some, or write "
-                                     "elsewhere", target_.string(), need, free));
+    throw OutOfResources(fmt::format("{}: writing the checkpoint{} needs {} bytes of disk, {} are free; free some, or write "
+                                     "elsewhere", target_.string(), twin_ ? " and its dequantised twin" : "", need, free));
   }
 
-  void write_shard(const Shard& shard) {
-    SafetensorsWriter writer(staging_.folder() / shard.file, shard.specs());
-    ReadAhead reader(source_, shard.pieces());
-    Digest digest;
-    for (auto block = reader.next(); !block.empty(); block = reader.next()) {
-      for (std::size_t at = 0; at < block.size(); at += kWriteBytes) {
-        const auto part = block.subspan(at, std::min(kWriteBytes, block.size() - at));
-        digest.add(part);
-        writer.write(part);
-      }
-      state_.done_bytes += block.size();
-      report();
+  /// The working folders that a later run can go on from.
+  std::string leave_resumable() {
+    std::string kept;
+    for (auto* folder : {&pruned_, &twin_}) {
+      if (!*folder || !(*folder)->leave_resumable()) continue;
+      kept += (kept.empty() ? "" : " and ") + (*folder)->staging().folder().string();
     }
-    writer.finish();
-    journal_.add(shard, digest.hex());
-    ++state_.done_shards;
-    report();
+    return kept;
   }
 
-  /// config.json comes last: without it no reader takes the folder for a checkpoint.
-  void write_other_files() const {
-    const fs::path& folder = staging_.folder();
-    for (const SideFile& file : side_files_) copy_side_file(source_.folder(), folder, file);
-    write_file_atomically(folder / "README.md", request_.card);
-    write_json("moetrim.json", request_.record);
-    if (shards_.size() > 1) write_json(kIndexName, index_json(shards_));
-    write_json("config.json", request_.config);
-  }
-
-  void write_json(const char* name, const nlohmann::ordered_json& json) const {
-    write_file_atomically(staging_.folder() / name, json_text(json));
-  }
-
-  void report() const {
-    if (progress_) progress_(state_);
-  }
-
-  /// True when there is something that a later run can go on from.
-  bool leave_resumable() {
-    if (journal_.empty()) staging_.discard();
-    return !journal_.empty();
-  }
-
-  ExportResult result() const {
+  ExportResult published_result() const {
     ExportResult out;
-    out.folder = target_;
-    out.tensor_bytes = state_.total_bytes;
-    out.shards = shards_.size();
-    out.reused_shards = finished_.size();
-    for (const SideFile& file : side_files_) out.copied_files.push_back(file.name);
+    if (twin_request_ == nullptr) return out;
+    const auto shards = assign_shards(twin_request_->tensors, options_.shard_bytes);
+    out.folder = twin_target_;
+    out.tensor_bytes = tensor_bytes(shards);
+    out.shards = out.reused_shards = shards.size();
     return out;
   }
 
   const Checkpoint& source_;
   const ExportRequest& request_;
+  const TwinRequest* twin_request_;
   const ExportOptions& options_;
-  const ExportProgressFn& progress_;
-  fs::path target_;
-  std::vector<Shard> shards_;
-  std::vector<SideFile> side_files_;
-  Staging staging_;
-  Journal journal_;
-  std::set<std::string> finished_;  ///< shards of an earlier run
-  ExportProgress state_;
+  Meter meter_;
+  fs::path target_, twin_target_;
+  bool twin_published_ = false;
+  std::optional<FolderExport> pruned_, twin_;
 };
+
+TwinResult run_export(const Checkpoint& source, const ExportRequest& request, const TwinRequest* twin, const fs::path& target,
+                      const ExportOptions& options, const ExportProgressFn& progress) {
+  try {
+    return Export(source, request, twin, target, options, progress).run();
+  } catch (const fs::filesystem_error& problem) {
+    throw Error(problem.what());
+  }
+}
 
 }  // namespace
 
 ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& request, const fs::path& target,
                                const ExportOptions& options, const ExportProgressFn& progress) {
-  try {
-    return Export(source, request, target, options, progress).run();
-  } catch (const fs::filesystem_error& problem) {
-    throw Error(problem.what());
-  }
+  return run_export(source, request, nullptr, target, options, progress).pruned;
+}
+
+TwinResult export_with_twin(const Checkpoint& source, const ExportRequest& request, const TwinRequest& twin,
+                            const fs::path& target, const ExportOptions& options, const ExportProgressFn& progress) {
+  return run_export(source, request, &twin, target, options, progress);
 }
 
 }  // namespace moetrim

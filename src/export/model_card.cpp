@@ -131,27 +131,42 @@ vllm serve FOLDER
 
 )";
 
-std::string limits(std::span<const std::string> warnings) {
+std::string limits(std::span<const std::string> warnings, std::string_view dequantised_to) {
   std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
-                    "it before use.\n- The weights that remain are unchanged: nothing was trained or quantised after removal.\n";
+                    "it before use.\n";
+  out += dequantised_to.empty()
+             ? "- The weights that remain are unchanged: nothing was trained or quantised after removal.\n"
+             : fmt::format("- The weights that remain have the values that the quantised model computes with, rounded to {}: what "
+                           "quantisation lost is not back, and nothing was trained.\n", dequantised_to);
   for (const auto& warning : warnings) out += fmt::format("- {}\n", warning);
   return out;
+}
+
+/// Which checkpoint a twin belongs to.
+std::string twin_line(const Model& model, const Plan& plan, const std::string& base, std::string_view dequantised_to) {
+  const std::string& method = model.quantisation.method;
+  return fmt::format("This is the {0} twin of the pruned checkpoint: {1} is stored quantised{2}, and so is its version with {3} of "
+                     "{4} experts. Here every quantised weight of that version is dequantised to {0}, and all other tensors are "
+                     "the same.\n\n", dequantised_to, base, method.empty() ? "" : fmt::format(" ({})", plain(method)), plan.keep,
+                     plan.experts);
 }
 
 }  // namespace
 
 std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
-                       std::span<const std::string> warnings, std::string_view tool_version) {
+                       std::span<const std::string> warnings, std::string_view tool_version,
+                       std::string_view dequantised_to) {
   const std::string base = export_detail::base_model(*model.checkpoint);
   std::string out = front_matter(model);
   out += fmt::format("# {} with {} of {} experts\n\n", base, plan.keep, plan.experts);
   out += fmt::format("Made from {} by moetrim {}: {} of {} experts of every MoE layer were removed, and the router's rows "
                      "with them. `moetrim.json` lists the kept experts.\n\n", base, tool_version, plan.experts - plan.keep,
                      plan.experts);
+  if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);
   out += size_table(model, plan, tensors);
   out += "## How the experts were chosen\n\n" + experts_chosen(plan);
   out += kLoading;
-  return out + limits(warnings);
+  return out + limits(warnings, dequantised_to);
 }
 
 }  // namespace moetrim

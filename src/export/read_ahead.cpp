@@ -6,8 +6,8 @@
 
 namespace moetrim::export_detail {
 
-ReadAhead::ReadAhead(const Checkpoint& source, std::vector<Piece> pieces)
-    : source_(source), pieces_(std::move(pieces)), ring_(kBlocks), reader_([this] { read_all(); }) {}
+ReadAhead::ReadAhead(const Checkpoint& source, std::vector<Piece> pieces, Cached cached)
+    : source_(source), pieces_(std::move(pieces)), cached_(cached), ring_(kBlocks), reader_([this] { read_all(); }) {}
 
 ReadAhead::~ReadAhead() {
   {
@@ -71,7 +71,7 @@ void ReadAhead::read_all() {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       read_piece(pieces_[i], block);
       const bool last_of_tensor = i + 1 == pieces_.size() || pieces_[i + 1].source != pieces_[i].source;
-      if (last_of_tensor) source_.drop_cache(*pieces_[i].source);
+      if (last_of_tensor && cached_ == Cached::drop) source_.drop_cache(*pieces_[i].source);
       const std::lock_guard lock(mutex_);
       if (stop_) return;
     }

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "export/blocks.h"
 #include "moetrim/rewrite.h"
 
 namespace moetrim::export_detail {
@@ -17,16 +18,19 @@ namespace moetrim::export_detail {
 inline constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
 inline constexpr std::size_t kBlocks = 4;
 
-/// The blocks, joined, are the pieces, joined. What was read is dropped from the page cache.
-class ReadAhead {
+/// What becomes of the page cache of what was read.
+enum class Cached : std::uint8_t { drop, keep };
+
+/// The blocks, joined, are the pieces, joined.
+class ReadAhead : public Blocks {
  public:
-  ReadAhead(const Checkpoint& source, std::vector<Piece> pieces);
-  ~ReadAhead();
+  ReadAhead(const Checkpoint& source, std::vector<Piece> pieces, Cached cached = Cached::drop);
+  ~ReadAhead() override;
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   /// The next block, empty after the last one; valid until the next call. Rethrows what reading threw.
-  std::span<const std::byte> next();
+  std::span<const std::byte> next() override;
 
  private:
   struct Block {
@@ -42,6 +46,7 @@ class ReadAhead {
 
   const Checkpoint& source_;
   std::vector<Piece> pieces_;
+  Cached cached_;
   std::vector<Block> ring_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -76,8 +76,12 @@ std::uint64_t free_disk_bytes(const fs::path& target) {
   return std::uint64_t{status.f_bavail} * status.f_frsize;
 }
 
+fs::path staging_folder(const fs::path& target) {
+  return target.parent_path() / fmt::format(".{}.moetrim-partial", target.filename().string());
+}
+
 Staging::Staging(fs::path target) : target_(std::move(target)) {
-  folder_ = target_.parent_path() / fmt::format(".{}.moetrim-partial", target_.filename().string());
+  folder_ = staging_folder(target_);
   fs::create_directories(target_.parent_path());
   const fs::file_status status = fs::symlink_status(folder_);
   if (fs::exists(status) && !fs::is_directory(status)) {

@@ -16,7 +16,10 @@ std::filesystem::path resolve_target(const std::filesystem::path& target, const 
 /// Bytes that may still be written to the file system of the nearest folder that exists; 2^64-1 when it cannot say.
 std::uint64_t free_disk_bytes(const std::filesystem::path& target);
 
-/// `.TARGET.moetrim-partial`, locked against other runs for as long as this lives.
+/// `.TARGET.moetrim-partial`, beside a target as resolve_target gives it.
+std::filesystem::path staging_folder(const std::filesystem::path& target);
+
+/// The staging folder, locked against other runs for as long as this lives.
 class Staging {
  public:
   /// Makes the folder, or takes over the one that an interrupted run left.
