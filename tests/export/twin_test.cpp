@@ -2,7 +2,11 @@
 
 #include "testing.h"
 
+#include <csignal>
 #include <cstring>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "moetrim/error.h"
 #include "moetrim/export.h"
@@ -228,6 +232,29 @@ TEST_CASE("a run with a twin that stops leaves neither folder, and goes on with 
   CHECK(folder_contents(work.folder / "out-bf16") == folder_contents(work.folder / "undisturbed-bf16"));
   CHECK_FALSE(fs::exists(work.folder / ".out.moetrim-partial"));
   CHECK_FALSE(fs::exists(work.folder / ".out-bf16.moetrim-partial"));
+}
+
+TEST_CASE("kill -9 while a twin is written: neither folder is there, and the next run ends with the same bytes", "[export][twin][resume]") {
+  const Work work(write_fp8, {0, 1, 4});
+  work.write("undisturbed");
+  const int reports = GENERATE(1, 6, 11, 17, 24);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    int seen = 0;
+    work.write("out", kSmallShards, [&](const ExportProgress&) {
+      if (++seen == reports) ::kill(::getpid(), SIGKILL);
+    });
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  REQUIRE(WIFSIGNALED(status));
+  CHECK_FALSE(fs::exists(work.folder / "out"));
+  CHECK_FALSE(fs::exists(work.folder / "out-bf16"));
+  work.write();
+  CHECK(folder_contents(work.folder / "out") == folder_contents(work.folder / "undisturbed"));
+  CHECK(folder_contents(work.folder / "out-bf16") == folder_contents(work.folder / "undisturbed-bf16"));
 }
 
 TEST_CASE("a run that was killed between the two names gives the other one too", "[export][twin][resume]") {
