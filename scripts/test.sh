@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 export MOETRIM_BUILD=$PWD/build HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/ctest --test-dir build --output-on-failure
-.venv/bin/python -m pytest -q -x tests "$@"
+# Two test files at a time; a file stays with one process, which shares its fixtures.
+.venv/bin/python -m pytest -q -x -n 2 --dist loadfile tests "$@"

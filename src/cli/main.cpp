@@ -60,9 +60,10 @@ int run(const Session& session) {
 }
 
 /// Weights and tiles come and go in the same few sizes. By default the C library returns blocks of that size to the kernel at
-/// once and takes them back one page fault per 4 KiB.
+/// once and takes them back one page fault per 4 KiB. Blocks so large that the faults no longer count are left to it: kept, they
+/// would break the heap into pieces, and memory would creep up from layer to layer.
 void keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
