@@ -64,6 +64,9 @@ void run_calibrate(const Session& session, const std::string& folder, const Cali
   const Model model = describe(checkpoint);
   const auto tasks = read_tasks(flags.task.files, folder, flags.task.task_options(model.vocabulary));
   const CalibrateOptions options = flags.options(session);
+  if (model.nested_config && !model.family->untouched.empty()) {
+    session.note("note: only text is measured; experts that images or sound would use may look unused");
+  }
   if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options));
   if (!measures) {
     run_forward_only(model, tasks, options);

@@ -3,6 +3,7 @@
 #include "family/place_tensors.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include <fmt/format.h>
@@ -23,9 +24,6 @@ std::string checkpoint_name(const Model& model) { return model.checkpoint->folde
 [[noreturn]] void refuse(const Model& model, const Tensor& tensor, std::string_view why) {
   throw InvalidInput(fmt::format("{}: tensor {} {}", checkpoint_name(model), tensor.name, why));
 }
-
-/// Tensors that carry nothing a loader uses, met in old checkpoints.
-bool is_derived(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq"); }
 
 /// An unknown tensor of an MoE layer may hold one row per expert, and would be left behind when experts go.
 void refuse_expert_axis(const Model& model, const Tensor& tensor) {
@@ -175,6 +173,11 @@ void check_layer(const Model& model, int index) {
 }
 
 }  // namespace
+
+bool is_derived(std::string_view name) {
+  constexpr std::array<std::string_view, 5> kEndings = {".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".q_scale", ".kv_scale"};
+  return std::any_of(kEndings.begin(), kEndings.end(), [&](auto ending) { return name.ends_with(ending); });
+}
 
 void place_tensors(Model& model) {
   for (const Tensor& tensor : model.checkpoint->tensors()) {

@@ -1,4 +1,4 @@
-// Groups of tensor rules that many families share.
+// Groups of tensor rules, and a router, that several families share.
 #pragma once
 
 #include <initializer_list>
@@ -145,6 +145,16 @@ inline std::vector<TensorRule> block_sparse_moe_rules() {
 
 /// Router and experts, one by one or fused.
 inline std::vector<TensorRule> mlp_expert_rules() { return join({router_rules(), expert_rules(), fused_rules()}); }
+
+/// DeepSeek-V3's router: sigmoids, a selection bias, groups scored by their two best experts.
+inline RouterTraits deepseek_v3_router(bool normalise_default) {
+  return {.score = RouterScore::sigmoid,
+          .normalise = NormaliseGates::by_config,
+          .normalise_default = normalise_default,
+          .logits_in_fp32 = true,
+          .scaled = true,
+          .groups = GroupRule::top2};
+}
 
 /// A selection bias beside the router.
 inline std::vector<TensorRule> selection_bias_rules() {

@@ -9,6 +9,7 @@
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
+#include "family/place_tensors.h"
 #include "forward/attention.h"
 #include "forward/experts.h"
 #include "forward/kernels.h"
@@ -44,7 +45,7 @@ void check_all_known(const Model& model) {
   const auto& untouched = model.family->untouched;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::string& name = tensors[i].name;
-    const bool of_layer = name.find("layers.") != std::string::npos && !name.ends_with(".rotary_emb.inv_freq");
+    const bool of_layer = name.find("layers.") != std::string::npos && !is_derived(name);
     const bool apart = std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return name.starts_with(prefix); });
     if (model.places[i].rule != nullptr || !of_layer || apart) continue;
     throw InvalidInput(fmt::format("{}: tensor {} is unknown to family {}, so that the model cannot be computed; it can be pruned with "
