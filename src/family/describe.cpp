@@ -156,10 +156,11 @@ void read_router(Model& model, const ConfigReader& config) {
     throw InvalidInput(fmt::format("{}: norm_topk_prob is true, which runtimes of {} take differently (transformers ignores it); "
                                    "set it to false if the gates are not to sum to one", config.where(), family.name));
   }
-  const std::string_view scoring = router.score == RouterScore::sigmoid ? "sigmoid" : "softmax";
-  if (const auto said = config.text_or("scoring_func", scoring); said != scoring) {
+  // dots.llm1 writes "noaux_tc" here, DeepSeek-V3's name for the same sigmoids; only the other function is a contradiction.
+  const bool sigmoids = router.score == RouterScore::sigmoid;
+  if (const auto said = config.text_or("scoring_func", ""); said == (sigmoids ? "softmax" : "sigmoid")) {
     throw InvalidInput(fmt::format("{}: scoring_func is {}, but {} scores experts with a {}", config.where(), in_quotes(said),
-                                   family.name, scoring));
+                                   family.name, sigmoids ? "sigmoid" : "softmax"));
   }
   if (router.scaled) model.routed_scale = config.number_or("routed_scaling_factor", 1.0);
   if (router.score == RouterScore::sparsemixer) {

@@ -111,6 +111,13 @@ TEST_CASE("DeepSeek-V2 with normalised gates is refused", "[family]") {
   CHECK(refusal({.family = "deepseek_v2"}, {{"norm_topk_prob", false}}).empty());
 }
 
+TEST_CASE("a scoring function that contradicts the family is refused, other names of it are not", "[family]") {
+  CHECK_THAT(refusal({.family = "deepseek_v3"}, {{"scoring_func", "softmax"}}), Contains("scoring_func is \"softmax\""));
+  CHECK_THAT(refusal({.family = "deepseek_v2"}, {{"scoring_func", "sigmoid"}}), Contains("scoring_func is \"sigmoid\""));
+  CHECK(refusal({.family = "deepseek_v3"}, {{"scoring_func", "sigmoid"}}).empty());
+  CHECK(refusal({.family = "dots1"}, {{"scoring_func", "noaux_tc"}}).empty());
+}
+
 TEST_CASE("SparseMixer routes to two experts", "[family]") {
   CHECK_THAT(refusal({.family = "phimoe"}, {{"num_experts_per_tok", 3}}), Contains("SparseMixer routes to 2 experts"));
 }
