@@ -71,6 +71,9 @@ struct TensorRule {
   std::string name;
   std::vector<Axis> axes;
   bool optional = false;  ///< may be absent, for example a bias
+
+  /// Fused experts whose matrices are stored [K, N], the other way round than torch.nn.Linear.
+  bool input_first() const;
 };
 
 /// How router logits become probabilities before selection.
@@ -187,6 +190,9 @@ struct Family {
   std::string_view mtp_count_key = {};              ///< config key that counts multi-token-prediction blocks; empty: none known
   std::vector<std::string_view> untouched = {};     ///< prefixes of towers that are copied as they are
   std::vector<TensorRule> tensors;
+
+  /// Whether a tensor belongs to a tower that is copied as it is.
+  bool leaves_untouched(std::string_view tensor) const;
 };
 
 /// Every family, in the order of `families.def`.
@@ -235,6 +241,8 @@ struct Weight {
   const Tensor* values() const { return parts[static_cast<std::size_t>(Part::values)]; }
   /// True when the first axis counts experts and each has a matrix of its own behind it.
   bool fused() const { return rule->axes.size() == 3 && rule->axes[0] == Axis::E; }
+  /// True unless it is one tensor of F64, F32, BF16 or F16 values.
+  bool packed() const;
 };
 
 /// Weights of one decoder layer; empty where the layer has none.
@@ -304,7 +312,8 @@ struct Model {
   const Weight& operator[](Role role) const { return global[static_cast<std::size_t>(role)]; }
   /// Absolute ids of the MoE layers; multi-token-prediction blocks are left out unless asked for.
   std::vector<int> moe_layers(bool with_mtp = false) const;
-  /// True when the router picks the K largest logits: no selection bias, no groups.
+  /// True when the router picks the K largest logits and weighs them by a score of each: no selection bias, no groups, no
+  /// SparseMixer.
   bool selects_by_logit() const;
   /// Length of an axis in this model; `one` is 1.
   std::int64_t length(Axis axis) const;

@@ -175,8 +175,8 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.checkpoint_fingerprint = model.checkpoint->fingerprint();
   manifest.family = model.family->name;
   manifest.router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax";
-  manifest.router_selects_by_logit = model.selects_by_logit() && model.family->router.score != RouterScore::sparsemixer;
-  manifest.gates_normalised = model.normalise_gates || model.family->router.score == RouterScore::sparsemixer;
+  manifest.router_selects_by_logit = model.selects_by_logit();
+  manifest.gates_normalised = model.normalise_gates;
   manifest.groups = {.count = static_cast<int>(model.groups),
                      .chosen = static_cast<int>(model.groups_chosen),
                      .rule = std::string(group_rule_name(model.group_rule))};

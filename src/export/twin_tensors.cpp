@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
-#include <string_view>
 
 #include <fmt/format.h>
 
+#include "family/place_tensors.h"
 #include "moetrim/error.h"
 #include "moetrim/quantised.h"
 #include "rewrite/renumbering.h"
@@ -17,23 +17,13 @@ namespace moetrim::export_detail {
 
 namespace {
 
-constexpr std::array<std::string_view, 5> kCacheScales = {".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".output_scale"};
-
-bool is_plain(Dtype dtype) {
-  return dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
-}
-
 bool is_float_of_few_bits(Dtype dtype) {
   constexpr std::array kTypes = {Dtype::f8_e4m3, Dtype::f8_e5m2, Dtype::f8_e8m0, Dtype::f8_e4m3fnuz,
                                  Dtype::f8_e5m2fnuz, Dtype::f4, Dtype::f6_e2m3, Dtype::f6_e3m2};
   return std::find(kTypes.begin(), kTypes.end(), dtype) != kTypes.end();
 }
 
-bool is_quantised(const Weight& weight) {
-  if (weight.rule->axes.size() != 2 && !weight.fused()) return false;
-  const auto beside = std::count_if(weight.parts.begin() + 1, weight.parts.end(), [](const Tensor* part) { return part != nullptr; });
-  return beside > 0 || !is_plain(weight.values()->dtype);
-}
+bool is_quantised(const Weight& weight) { return (weight.rule->axes.size() == 2 || weight.fused()) && weight.packed(); }
 
 const TensorPlace& place_of(const Model& model, const Tensor& tensor) {
   return model.places.at(static_cast<std::size_t>(&tensor - model.checkpoint->tensors().data()));
@@ -51,7 +41,7 @@ const Weight& weight_at(const Model& model, const TensorPlace& place) {
 bool follows(const Model& model, const Tensor& tensor) {
   const auto part = split_part(tensor.name);
   if (part && part->part == Part::input_scale) return false;
-  if (std::any_of(kCacheScales.begin(), kCacheScales.end(), [&](auto end) { return tensor.name.ends_with(end); })) return false;
+  if (is_cache_scale(tensor.name) || tensor.name.ends_with(".output_scale")) return false;
   if ((!part || part->part == Part::values) && !is_float_of_few_bits(tensor.dtype)) return true;
   throw InvalidInput(fmt::format("{}: tensor {} ({}) is part of a quantised weight that family {} does not know, so it cannot be "
                                  "dequantised; write the pruned checkpoint alone", model.checkpoint->folder().string(),
@@ -85,9 +75,7 @@ TensorSpec spec_of(const Model& model, const Weight& weight, std::size_t experts
 }  // namespace
 
 bool is_flipped(const Weight& weight, const StoredMatrix& matrix) {
-  const auto& axes = weight.rule->axes;
-  const bool input_first = weight.fused() && (axes[2] == Axis::F2 || axes[1] == Axis::F);
-  return input_first && !matrix.transposed;
+  return weight.rule->input_first() && !matrix.transposed;
 }
 
 std::uint64_t matrix_bytes(const Model& model, const Weight& weight) {

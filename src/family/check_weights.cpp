@@ -21,13 +21,6 @@ void check_plain(const Model& model, const Weight& weight) {
                                  fmt::join(expected, ", ")));
 }
 
-bool is_quantised(const Weight& weight) {
-  for (std::size_t part = 1; part < kPartCount; ++part) {
-    if (weight.parts[part] != nullptr) return true;
-  }
-  return false;
-}
-
 void check(const Model& model, const Weight& weight) {
   if (!weight) {
     for (const Tensor* part : weight.parts) {
@@ -39,12 +32,9 @@ void check(const Model& model, const Weight& weight) {
   }
   const std::size_t axes = weight.rule->axes.size();
   const bool matrix = axes == 2 || weight.fused();
-  const Dtype dtype = weight.values()->dtype;
-  const bool plain = dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16 || dtype == Dtype::f64;
-  if (!matrix || (plain && !is_quantised(weight))) return check_plain(model, weight);
+  if (!matrix || !weight.packed()) return check_plain(model, weight);
   // What cannot be computed can still be moved: its expert axis is what counts then.
-  const bool known = model.quantisation.obstacle.empty();
-  if (known) stored_matrix(model, weight);
+  if (model.quantisation.obstacle.empty()) stored_matrix(model, weight);
 }
 
 /// A fused part has an expert axis in front, or one value for all.
@@ -71,7 +61,7 @@ StoredMatrix stored_matrix(const Model& model, const Weight& weight) {
   const auto& axes = weight.rule->axes;
   std::int64_t rows = model.length(axes[axes.size() - 2]);
   std::int64_t cols = model.length(axes[axes.size() - 1]);
-  const bool input_first = weight.fused() && (axes[2] == Axis::F2 || axes[1] == Axis::F);
+  const bool input_first = weight.rule->input_first();
   // Blocks of codes are stored output first even where the family's plain tensors are input first (gpt-oss).
   const bool as_in_rule = out.parts[Part::values]->shape == std::vector<std::int64_t>{rows, cols};
   out.transposed = input_first && as_in_rule;

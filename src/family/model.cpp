@@ -1,5 +1,7 @@
 // What a Model and its enumerations say of themselves.
 
+#include <algorithm>
+
 #include "moetrim/error.h"
 #include "moetrim/family.h"
 
@@ -27,6 +29,20 @@ std::string_view group_rule_name(GroupRule rule) {
   throw Error("unknown group rule");
 }
 
+bool TensorRule::input_first() const {
+  return axes.size() == 3 && axes[0] == Axis::E && (axes[2] == Axis::F2 || axes[1] == Axis::F);
+}
+
+bool Family::leaves_untouched(std::string_view tensor) const {
+  return std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return tensor.starts_with(prefix); });
+}
+
+bool Weight::packed() const {
+  const Dtype dtype = values()->dtype;
+  const bool plain = dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
+  return !plain || std::any_of(parts.begin() + 1, parts.end(), [](const Tensor* part) { return part != nullptr; });
+}
+
 std::vector<int> Model::moe_layers(bool with_mtp) const {
   std::vector<int> out;
   for (std::size_t i = 0; i < layer.size(); ++i) {
@@ -36,7 +52,7 @@ std::vector<int> Model::moe_layers(bool with_mtp) const {
 }
 
 bool Model::selects_by_logit() const {
-  if (group_rule != GroupRule::none) return false;
+  if (group_rule != GroupRule::none || family->router.score == RouterScore::sparsemixer) return false;
   for (const LayerTensors& tensors : layer) {
     if (tensors[Role::selection_bias]) return false;
   }

@@ -27,10 +27,8 @@ std::string checkpoint_name(const Model& model) { return model.checkpoint->folde
 
 /// An unknown tensor of an MoE layer may hold one row per expert, and would be left behind when experts go.
 void refuse_expert_axis(const Model& model, const Tensor& tensor) {
-  const auto& untouched = model.family->untouched;
-  const bool apart = std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return tensor.name.starts_with(prefix); });
   const bool named = tensor.name.find(".experts.") != std::string::npos;
-  const bool shaped = !apart && std::find(tensor.shape.begin(), tensor.shape.end(), model.experts) != tensor.shape.end() &&
+  const bool shaped = !model.family->leaves_untouched(tensor.name) && std::find(tensor.shape.begin(), tensor.shape.end(), model.experts) != tensor.shape.end() &&
                       (tensor.name.find(".mlp.") != std::string::npos || tensor.name.find("moe") != std::string::npos ||
                        tensor.name.find(".feed_forward.") != std::string::npos);
   if (named || shaped) {
@@ -39,30 +37,43 @@ void refuse_expert_axis(const Model& model, const Tensor& tensor) {
   }
 }
 
-/// The numbers in a name that a rule matches, as a place. A quantised weight's tensors are named after its module.
-std::optional<TensorPlace> match(const Model& model, const TensorRule& rule, const Tensor& tensor,
-                                 const std::optional<PartName>& part) {
-  auto numbers = match_name(rule.name, tensor.name);
-  Part found = Part::values;
-  if (!numbers && part) {
-    const std::string module(part->module);
-    numbers = match_name(rule.name, module + ".weight");
-    if (!numbers) numbers = match_name(rule.name, module);
-    found = part->part;
+/// A tensor's name, and those that its weight would have if it were not quantised; made once for all rules.
+class PlainNames {
+ public:
+  explicit PlainNames(const Tensor& tensor) : name_(tensor.name) {
+    const auto part = split_part(tensor.name);
+    if (!part) return;
+    part_ = part->part;
+    module_ = part->module;
+    weight_ = module_ + ".weight";
   }
-  if (!numbers) return std::nullopt;
-  int layer = numbers->layer;
-  if (numbers->mtp >= 0) layer = static_cast<int>(model.layers) + numbers->mtp;
-  if (layer < 0 && where_of(rule.role) == Where::mtp) layer = static_cast<int>(model.layers);
-  return TensorPlace{&rule, layer, numbers->expert, found};
-}
+
+  std::optional<TensorPlace> match(const Model& model, const TensorRule& rule) const {
+    auto numbers = match_name(rule.name, name_);
+    const bool whole = numbers.has_value();
+    if (!whole && !module_.empty()) {
+      numbers = match_name(rule.name, weight_);
+      if (!numbers) numbers = match_name(rule.name, module_);
+    }
+    if (!numbers) return std::nullopt;
+    int layer = numbers->layer;
+    if (numbers->mtp >= 0) layer = static_cast<int>(model.layers) + numbers->mtp;
+    if (layer < 0 && where_of(rule.role) == Where::mtp) layer = static_cast<int>(model.layers);
+    return TensorPlace{&rule, layer, numbers->expert, whole ? Part::values : part_};
+  }
+
+ private:
+  const std::string& name_;
+  std::string module_, weight_;  ///< empty where the name does not end like a part of a weight
+  Part part_ = Part::values;
+};
 
 /// Several rules may have the same name: fused experts are met stored either way round. The shape decides.
 TensorPlace find_place(const Model& model, const Tensor& tensor) {
-  const auto part = split_part(tensor.name);
+  const PlainNames names(tensor);
   std::optional<TensorPlace> first;
   for (const TensorRule& rule : model.family->tensors) {
-    const auto place = match(model, rule, tensor, part);
+    const auto place = names.match(model, rule);
     if (!place) continue;
     if (model.shape(rule, place->layer) == tensor.shape) return *place;
     if (!first) first = place;
@@ -174,10 +185,12 @@ void check_layer(const Model& model, int index) {
 
 }  // namespace
 
-bool is_derived(std::string_view name) {
-  constexpr std::array<std::string_view, 5> kEndings = {".rotary_emb.inv_freq", ".k_scale", ".v_scale", ".q_scale", ".kv_scale"};
+bool is_cache_scale(std::string_view name) {
+  constexpr std::array<std::string_view, 4> kEndings = {".k_scale", ".v_scale", ".q_scale", ".kv_scale"};
   return std::any_of(kEndings.begin(), kEndings.end(), [&](auto ending) { return name.ends_with(ending); });
 }
+
+bool is_derived(std::string_view name) { return name.ends_with(".rotary_emb.inv_freq") || is_cache_scale(name); }
 
 void place_tensors(Model& model) {
   for (const Tensor& tensor : model.checkpoint->tensors()) {

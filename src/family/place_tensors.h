@@ -7,7 +7,9 @@
 
 namespace moetrim {
 
-/// Tensors that no weight depends on: caches of rope frequencies in old checkpoints, and scales of a quantised key-value cache.
+/// Scales of a quantised key-value cache.
+bool is_cache_scale(std::string_view name);
+/// Tensors that no weight depends on: those scales, and rope frequencies in old checkpoints.
 bool is_derived(std::string_view name);
 
 /// Fills places, global and layer[].  @throws InvalidInput on a missing, doubled, extra or misshapen tensor.

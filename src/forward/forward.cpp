@@ -42,12 +42,10 @@ at::Device parse_device(const std::string& name) {
 /// A tensor of a layer that the family does not know may be moved, but leaving it out of the arithmetic would be a guess.
 void check_all_known(const Model& model) {
   const auto& tensors = model.checkpoint->tensors();
-  const auto& untouched = model.family->untouched;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::string& name = tensors[i].name;
     const bool of_layer = name.find("layers.") != std::string::npos && !is_derived(name);
-    const bool apart = std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return name.starts_with(prefix); });
-    if (model.places[i].rule != nullptr || !of_layer || apart) continue;
+    if (model.places[i].rule != nullptr || !of_layer || model.family->leaves_untouched(name)) continue;
     throw InvalidInput(fmt::format("{}: tensor {} is unknown to family {}, so that the model cannot be computed; it can be pruned with "
                                    "a plan that was made elsewhere", model.checkpoint->folder().string(), name, model.family->name));
   }

@@ -42,15 +42,8 @@ class GroupReader {
   /// Values that a bf16 run does not round, because the model keeps them in fp32.
   at::Tensor exact(Role role, const at::Device& device) const { return one(role, at::kFloat, device, true); }
 
-  Norm norm(Role weight, Role bias = Role::count_) const {
-    Norm out{.kind = model_.family->norm, .epsilon = model_.norm_epsilon, .weight = vector(weight), .bias = {}};
-    if (bias != Role::count_) out.bias = vector(bias);
-    if (out.kind == NormKind::rms_one_plus && out.weight.defined()) {
-      out.weight = out.weight + 1.0;
-      out.kind = NormKind::rms_fp32;
-    }
-    return out;
-  }
+  Norm norm(Role weight) const { return make_norm(model_, vector(weight)); }
+  Norm norm(Role weight, Role bias) const { return make_norm(model_, vector(weight), vector(bias)); }
 
   /// Rows of several matrices below one another.
   at::Tensor joined(std::initializer_list<Role> roles) const {
@@ -151,10 +144,8 @@ DeltaWeights load_delta(const Model& model, const GroupReader& read) {
   out.convolution = read.vector(delta_conv).squeeze(1);
   out.time_bias = read.vector(delta_time_bias);
   out.decay = read.vector(delta_decay);
-  out.norm = read.norm(delta_norm);
   // Unlike the other norms of these models, this one has a plain weight.
-  out.norm.weight = read.vector(delta_norm);
-  out.norm.kind = NormKind::rms;
+  out.norm = {.kind = NormKind::rms, .epsilon = model.norm_epsilon, .weight = read.vector(delta_norm), .bias = {}};
   return out;
 }
 

@@ -41,12 +41,6 @@ at::Tensor view_bytes(const Tensor& tensor, const std::byte* bytes, at::IntArray
   return at::from_blob(const_cast<std::byte*>(bytes), shape, at::TensorOptions().dtype(scalar_type(tensor)));
 }
 
-bool is_packed(const Weight& weight) {
-  const Dtype dtype = weight.values()->dtype;
-  const bool plain = dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;
-  return !plain || weight.parts[static_cast<std::size_t>(Part::scale)] != nullptr;
-}
-
 at::Tensor dequantised(StoredMatrix& matrix, const PartBytes& bytes, const Conversion& conversion) {
   for (std::size_t part = 0; part < kPartCount; ++part) {
     auto& stored = matrix.parts[static_cast<Part>(part)];
@@ -89,7 +83,7 @@ at::Tensor load_weight(const Model& model, const Weight& weight, const PartBytes
     const at::IntArrayRef shape(weight.values()->shape);
     return convert(view_bytes(*weight.values(), bytes[0], fused_bias ? shape.slice(1) : shape), conversion);
   }
-  if (is_packed(weight)) {
+  if (weight.packed()) {
     StoredMatrix matrix = stored_matrix(model, weight);
     const at::Tensor values = dequantised(matrix, bytes, conversion);
     return matrix.transposed ? values.t() : values;
@@ -98,8 +92,16 @@ at::Tensor load_weight(const Model& model, const Weight& weight, const PartBytes
   const auto rows = tensor.shape[tensor.shape.size() - 2];
   const auto cols = tensor.shape[tensor.shape.size() - 1];
   const at::Tensor values = convert(view_bytes(tensor, bytes[0], {rows, cols}), conversion);
-  const bool input_first = weight.fused() && (axes[2] == Axis::F2 || axes[1] == Axis::F);
-  return input_first ? values.t() : values;
+  return weight.rule->input_first() ? values.t() : values;
+}
+
+Norm make_norm(const Model& model, at::Tensor weight, at::Tensor bias) {
+  Norm out{.kind = model.family->norm, .epsilon = model.norm_epsilon, .weight = std::move(weight), .bias = std::move(bias)};
+  if (out.kind == NormKind::rms_one_plus && out.weight.defined()) {
+    out.weight = out.weight + 1.0;
+    out.kind = NormKind::rms_fp32;
+  }
+  return out;
 }
 
 at::Tensor owned(const at::Tensor& values, const PartBytes& bytes) {
@@ -111,7 +113,7 @@ at::Tensor load_stacked(const Model& model, const Weight& first, const PartBytes
                         const PartBytes& second_bytes, const Conversion& conversion) {
   const Tensor& above = *first.values();
   const Tensor& below = *second.values();
-  const bool one_block = !is_packed(first) && !is_packed(second) && above.dtype == below.dtype &&
+  const bool one_block = !first.packed() && !second.packed() && above.dtype == below.dtype &&
                          second_bytes[0] == first_bytes[0] + above.size;
   if (one_block) {
     return convert(view_bytes(above, first_bytes[0], {above.shape[0] + below.shape[0], above.shape[1]}), conversion);

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "forward/kernels.h"
 #include "forward/numerics.h"
 #include "forward/weight_stream.h"
 #include "moetrim/family.h"
@@ -30,6 +31,9 @@ struct Conversion {
 /// A matrix [N, K] (of one expert where the weight is fused), or a vector or convolution in its own shape. Shares the memory
 /// of the bytes where nothing had to be converted; may be a transposed view.
 at::Tensor load_weight(const Model& model, const Weight& weight, const PartBytes& bytes, const Conversion& conversion);
+
+/// A norm of the family's kind; weight and bias f32, undefined where there is none.
+Norm make_norm(const Model& model, at::Tensor weight, at::Tensor bias = {});
 
 /// The values, contiguous and in memory of their own: the buffer under a view goes back to its stream.
 at::Tensor owned(const at::Tensor& values, const PartBytes& bytes);

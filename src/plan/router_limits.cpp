@@ -17,7 +17,7 @@ RouterLimits router_limits(const Model& model) {
           .experts_per_token = static_cast<int>(model.experts_per_token),
           .groups = router_groups(model),
           .router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax",
-          .gates_normalised = model.normalise_gates || model.family->router.score == RouterScore::sparsemixer};
+          .gates_normalised = model.normalise_gates};
 }
 
 RouterGroups router_groups(const Model& model) {
