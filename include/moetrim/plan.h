@@ -64,9 +64,23 @@ struct ProtectedExpert {
   std::string why; ///< "super" or "requested"
 };
 
+/// Neighbouring atomic experts [begin, end) of an expert: columns of down_proj with the same rows of gate_proj and up_proj.
+struct AtomRange {
+  int begin = 0;
+  int end = 0;
+
+  bool operator==(const AtomRange&) const = default;
+};
+using AtomRanges = std::vector<AtomRange>;
+/// Atomic experts in them.
+int atom_count(const AtomRanges& ranges);
+
 struct PlanLayer {
   int layer = 0;                    ///< absolute id
   std::vector<int> keep;            ///< original ids, ascending
+  /// Per kept expert, in the order of `keep`, the atomic experts that stay: ascending ranges that do not touch, none for an
+  /// expert that keeps its router row and puts out zeros (or its bias). Empty when the plan keeps experts whole.
+  std::vector<AtomRanges> atoms = {};
   int unseen = 0;                   ///< experts that no counted token reached
   int unseen_kept = 0;              ///< those of them that the plan keeps all the same
   /// Share of the router's probability that the kept experts had, mean over the counted tokens, in (0, 1]. Absent where
@@ -83,6 +97,7 @@ struct Plan {
   int experts = 0;                  ///< per layer before
   int keep = 0;                     ///< per layer after
   int experts_per_token = 0;
+  int width = 0;                    ///< atomic experts of an expert before; 0: the plan keeps experts whole
   RouterGroups groups;              ///< of the checkpoint; every group keeps the same number unless `regroup`
   bool regroup = false;             ///< the new checkpoint has one group
   bool correct_drift = false;       ///< the new checkpoint scales its gates by the mean kept mass
@@ -90,6 +105,10 @@ struct Plan {
   std::vector<ProtectedExpert> protect;
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, seed, rounding: for the reader
 };
+
+/// The width that every expert of every layer has after the plan: what config.json can say. Absent where widths differ.
+/// @param width_before  of the checkpoint, for a plan that keeps experts whole.
+std::optional<int> uniform_width(const Plan& plan, int width_before);
 
 struct PlanRequest {
   KeepBudget keep;

@@ -79,6 +79,33 @@ class LayerStatistics {
   std::array<std::vector<double>, kStatCount> values_;
 };
 
+/// What the reverse sweep measured in one MoE layer, per atomic expert (column k of down_proj with rows k of gate_proj and
+/// up_proj) and per expert. Over all tokens that ran, counted or not: the loss of a counted token depends on the ones before it.
+///
+/// The loss is the SUM of the next-token cross entropy over a task's predicted tokens; TaskFacts::predicted_tokens makes a mean
+/// of it. x: an atom's value, the input of down_proj; c: d loss / d x with the gate weight in it, summed over the output.
+/// Source: HEAPr; its score (mean x^2) wT (mean g gT) w is A B / n^2 exactly, g the gradient at the expert's output.
+struct AtomStatistics {
+  int layer = 0;     ///< absolute layer id
+  int tasks = 0;
+  int experts = 0;
+  int width = 0;     ///< atomic experts of an expert
+  std::vector<double> tokens;           ///< n [tasks, experts] tokens routed to the expert
+  std::vector<double> activation;       ///< A [tasks, experts, width] sum of x^2
+  std::vector<double> gradient;         ///< B [tasks, experts, width] sum of c^2
+  std::vector<double> joint;            ///< J [tasks, experts, width] sum of x^2 c^2
+  std::vector<double> taylor;           ///< [tasks, kSlices, experts] sum of gT o, o the gated output, g = d loss / d o
+  std::vector<double> fisher;           ///< [tasks, kSlices, experts] sum of (gT o)^2
+  std::vector<double> down_squares;     ///< [experts, width] squared length of the atom's column of down_proj; not a sum over tokens
+  std::vector<double> gate_up_squares;  ///< [experts, width] of its rows of gate_proj and up_proj together
+
+  AtomStatistics() = default;
+  /// All zeros. @throws InvalidInput unless layer >= 0 and the sizes are at least 1.
+  AtomStatistics(int layer, int tasks, int experts, int width);
+  /// Adds one task's sums, whose place may differ in the two. @throws InvalidInput on another layer, size or other weights.
+  void add_task(int task, const AtomStatistics& other, int other_task);
+};
+
 /// A router that first chooses groups of contiguous experts, then a token's experts among those.
 struct RouterGroups {
   int count = 1;              ///< groups of equal size; 1: no choice of groups
@@ -118,7 +145,19 @@ struct StatisticsManifest {
   std::vector<int> moe_layers; ///< absolute ids, ascending; blocks that were measured have ids from `layers` on
   int tcess_top_k = 0;         ///< k of PreMoe's marks on raw logits; 0: they were not recorded
   double tcess_threshold = 0;  ///< r of PreMoe's marks, in [0, 1], or -1 for none
-  std::string dtype;           ///< how the forward pass ran: "fp32" or "bf16"
+  std::string dtype;           ///< how the forward pass ran: "fp32", "bf16" or "fp64"
+  int expert_width = 0;        ///< atomic experts of an expert; 0: there are no second-order statistics
+  /// What an expert weighs, for budgets; all 0 in statistics from before they were recorded.
+  struct Sizes {
+    std::int64_t checkpoint_bytes = 0;  ///< all tensors
+    std::int64_t expert_bytes = 0;      ///< one expert with its router row, in one layer
+    std::int64_t atom_bytes = 0;        ///< one atomic expert, rounded up where scales are shared
+    std::int64_t width = 0;             ///< atomic experts of an expert
+    std::int64_t hidden = 0;            ///< H
+
+    bool operator==(const Sizes&) const = default;
+  };
+  Sizes sizes;
   std::string count;           ///< "all", "prompt" or "response"
   struct TaskFacts {
     std::string name;
@@ -126,6 +165,8 @@ struct StatisticsManifest {
     std::int64_t demonstrations = 0;
     std::int64_t tokens = 0;            ///< all tokens that were run
     std::int64_t counted_tokens = 0;    ///< those that were measured
+    std::int64_t predicted_tokens = 0;  ///< counted tokens that have a predecessor: what the second-order loss is a sum over
+    double loss = 0;                    ///< that sum, in nats; 0 without second-order statistics
   };
   std::vector<TaskFacts> tasks;
   /// Further options that change what the numbers mean, for the reader. Parts are merged only when these are equal, so
@@ -138,13 +179,19 @@ struct StatisticsManifest {
 struct Statistics {
   StatisticsManifest manifest;
   std::vector<LayerStatistics> layers;  ///< in the order of manifest.moe_layers
+  std::vector<AtomStatistics> atoms = {};  ///< the same; empty when they were not measured, or not asked for
 
   /// Every shape is checked against the manifest, every value for being finite and (counts, norms) not negative.
-  /// @throws InvalidInput naming the file that is missing, damaged or of another run.
-  static Statistics read(const std::filesystem::path& folder);
+  /// @param atoms  also read second-order statistics, which are large.
+  /// @throws InvalidInput naming the file that is missing, damaged or of another run; or when there are no second-order
+  ///         statistics and they are asked for.
+  static Statistics read(const std::filesystem::path& folder, bool atoms = false);
   /// Index of a task by name. @throws InvalidInput listing the tasks there are.
   int task(std::string_view name) const;
 };
+
+/// What a folder holds, without its large files. @throws InvalidInput as Statistics::read does for manifest.json.
+StatisticsManifest read_statistics_manifest(const std::filesystem::path& folder);
 
 /// Writes `folder` beside its place and renames it when it is whole.
 /// @throws InvalidInput when `folder` exists already, or manifest and layers do not fit together.
@@ -164,9 +211,14 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
 
 /// Name of a layer's file inside the folder, for example "layer-00003.safetensors".
 std::string layer_file_name(int layer);
+/// The same for second-order statistics, for example "atoms-00003.safetensors".
+std::string atom_file_name(int layer);
 /// Equal statistics give equal bytes.
 void write_layer_statistics(const std::filesystem::path& file, const LayerStatistics& layer);
 /// @throws InvalidInput naming file and tensor.
 LayerStatistics read_layer_statistics(const std::filesystem::path& file);
+void write_atom_statistics(const std::filesystem::path& file, const AtomStatistics& atoms);
+/// @throws InvalidInput naming file and tensor.
+AtomStatistics read_atom_statistics(const std::filesystem::path& file);
 
 }  // namespace moetrim

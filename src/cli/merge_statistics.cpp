@@ -20,7 +20,9 @@ void add_merge_statistics(CLI::App& app, Session& session) {
   command->callback([&session, flags] {
     session.run = [&session, flags] {
       std::vector<Statistics> parts;
-      for (const auto& part : flags->parts) parts.push_back(Statistics::read(part));
+      for (const auto& part : flags->parts) {
+        parts.push_back(Statistics::read(part, read_statistics_manifest(part).expert_width > 0));
+      }
       const Statistics sum = merge_statistics(parts);
       write_statistics(flags->output, sum);
       session.print({{"statistics", flags->output}, {"manifest", manifest_to_json(sum.manifest)}},

@@ -1,5 +1,7 @@
 // The plan file: JSON, read strictly and written one layer a line.
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -13,6 +15,9 @@ namespace {
 
 constexpr std::string_view kFormat = "moetrim-plan";
 constexpr int kVersion = 1;
+constexpr int kMostWidth = std::numeric_limits<int>::max();
+
+using Json = nlohmann::ordered_json;
 
 /// The new checkpoint's groups are runs of equal length: unequal numbers would move experts into other groups.
 void check_groups(const JsonFields& fields, const Plan& plan, const std::vector<int>& keep) {
@@ -36,6 +41,52 @@ void read_kept_mass(JsonFields& fields, const Plan& plan, PlanLayer& layer) {
   if (*layer.kept_mass == 0) fields.fail("kept_mass", "expected a share above 0, got 0");
 }
 
+[[noreturn]] void fail_range(const JsonFields& fields, const std::string& where, const std::string& expected, const Json& got) {
+  fields.fail(where, fmt::format("expected {}, got {}", expected, got.is_structured() ? got.type_name() : got.dump()));
+}
+
+AtomRange range_from_json(const JsonFields& fields, const std::string& where, const Json& json, int least, int width) {
+  const auto whole = [](const Json& value) { return value.is_number_integer(); };
+  if (!json.is_array() || json.size() != 2 || !whole(json[0]) || !whole(json[1])) {
+    fail_range(fields, where, "[begin, end)", json);
+  }
+  const auto checked = [&](const Json& value, int lowest, int highest) {
+    const bool fits = !value.is_number_unsigned() || value.get<std::uint64_t>() <= std::uint64_t{kMostWidth};
+    if (!fits || value.get<std::int64_t>() < lowest || value.get<std::int64_t>() > highest) {
+      fail_range(fields, where, fmt::format("a number from {} to {}", lowest, highest), value);
+    }
+    return value.get<int>();
+  };
+  const int begin = checked(json[0], least, width - 1);
+  return {begin, checked(json[1], begin + 1, width)};
+}
+
+AtomRanges ranges_from_json(const JsonFields& fields, const std::string& where, const Json& json, int width) {
+  if (!json.is_array()) fail_range(fields, where, "an array of [begin, end) pairs", json);
+  AtomRanges ranges;
+  for (const Json& item : json) {
+    // Ranges that touch would be a second way to write one range.
+    const int least = ranges.empty() ? 0 : ranges.back().end + 1;
+    ranges.push_back(range_from_json(fields, fmt::format("{}[{}]", where, ranges.size()), item, least, width));
+  }
+  return ranges;
+}
+
+void read_atoms(JsonFields& fields, const Plan& plan, PlanLayer& layer) {
+  if (!fields.has("atoms")) {
+    if (plan.width > 0) fields.fail("atoms", "is missing; a plan with width names the atomic experts of every layer");
+    return;
+  }
+  if (plan.width == 0) fields.fail("atoms", "expected only in a plan with width");
+  const Json& lists = fields.array("atoms");
+  if (lists.size() != layer.keep.size()) {
+    fields.fail("atoms", fmt::format("expected {} lists, one per kept expert, got {}", layer.keep.size(), lists.size()));
+  }
+  for (const Json& item : lists) {
+    layer.atoms.push_back(ranges_from_json(fields, fmt::format("atoms[{}]", layer.atoms.size()), item, plan.width));
+  }
+}
+
 PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
   PlanLayer layer;
   layer.layer = fields.whole("layer", 0);
@@ -45,6 +96,7 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
     fields.fail("keep", fmt::format("expected {} experts as in the plan's keep, got {}", plan.keep, count));
   }
   check_groups(fields, plan, layer.keep);
+  read_atoms(fields, plan, layer);
   layer.unseen = fields.whole("unseen", 0, plan.experts);
   layer.unseen_kept = fields.whole("unseen_kept", 0, std::min(layer.unseen, count));
   read_kept_mass(fields, plan, layer);
@@ -64,15 +116,25 @@ void read_layers(JsonFields& fields, const std::filesystem::path& file, Plan& pl
     plan.layers.push_back(std::move(layer));
   }
   if (plan.layers.empty()) fields.fail("layers", "expected at least one layer, got none");
+  if (plan.width > 0 && uniform_width(plan, plan.width) == 0) {
+    fields.fail("layers", "expected at least one atomic expert, got none in any layer");
+  }
 }
 
-/// A protected expert that the plan drops is a contradiction.
+/// A protected expert that the plan drops, or takes atomic experts from, is a contradiction.
 void check_protected(const JsonFields& fields, const Plan& plan, const ProtectedExpert& expert) {
   const auto layer = std::find_if(plan.layers.begin(), plan.layers.end(),
                                   [&](const PlanLayer& candidate) { return candidate.layer == expert.layer; });
   if (layer == plan.layers.end()) fields.fail("layer", fmt::format("layer {} is not in layers", expert.layer));
-  if (!std::binary_search(layer->keep.begin(), layer->keep.end(), expert.expert)) {
+  const auto kept = std::lower_bound(layer->keep.begin(), layer->keep.end(), expert.expert);
+  if (kept == layer->keep.end() || *kept != expert.expert) {
     fields.fail("expert", fmt::format("expert {} of layer {} is protected but not kept", expert.expert, expert.layer));
+  }
+  if (plan.width == 0) return;
+  const int atoms = atom_count(layer->atoms[static_cast<std::size_t>(kept - layer->keep.begin())]);
+  if (atoms < plan.width) {
+    fields.fail("expert", fmt::format("expert {} of layer {} is protected but keeps {} of {} atomic experts", expert.expert,
+                                      expert.layer, atoms, plan.width));
   }
 }
 
@@ -111,7 +173,7 @@ void read_groups(JsonFields& fields, const std::filesystem::path& file, Plan& pl
   if (!problem.empty()) fields.fail("keep", fmt::format("{} does not work: {}", plan.keep, problem));
 }
 
-Plan plan_from_json(const nlohmann::ordered_json& json, const std::filesystem::path& file) {
+Plan plan_from_json(const Json& json, const std::filesystem::path& file) {
   JsonFields fields(json, file);
   fields.choice("format", {kFormat});
   Plan plan;
@@ -123,6 +185,7 @@ Plan plan_from_json(const nlohmann::ordered_json& json, const std::filesystem::p
   plan.experts = fields.whole("experts", 1);
   plan.keep = fields.whole("keep", 1, plan.experts);
   plan.experts_per_token = fields.whole("experts_per_token", 1, plan.keep);
+  if (fields.has("width")) plan.width = fields.whole("width", 1, kMostWidth);
   read_groups(fields, file, plan);
   plan.correct_drift = read_set(fields, "correct_drift");
   read_layers(fields, file, plan);
@@ -132,15 +195,26 @@ Plan plan_from_json(const nlohmann::ordered_json& json, const std::filesystem::p
   return plan;
 }
 
-nlohmann::ordered_json layer_to_json(const PlanLayer& layer) {
-  nlohmann::ordered_json json = {
-      {"layer", layer.layer}, {"keep", layer.keep}, {"unseen", layer.unseen}, {"unseen_kept", layer.unseen_kept}};
+Json atoms_to_json(const std::vector<AtomRanges>& experts) {
+  Json json = Json::array();
+  for (const AtomRanges& ranges : experts) {
+    Json& list = json.emplace_back(Json::array());
+    for (const AtomRange& range : ranges) list.push_back(Json::array({range.begin, range.end}));
+  }
+  return json;
+}
+
+Json layer_to_json(const PlanLayer& layer, bool with_atoms) {
+  Json json = {{"layer", layer.layer}, {"keep", layer.keep}};
+  if (with_atoms) json["atoms"] = atoms_to_json(layer.atoms);
+  json["unseen"] = layer.unseen;
+  json["unseen_kept"] = layer.unseen_kept;
   if (layer.kept_mass) json["kept_mass"] = *layer.kept_mass;
   return json;
 }
 
 /// Arrays of objects one object a line: a kept set on one line can be read and compared, one id a line cannot.
-std::string pretty(const nlohmann::ordered_json& json) {
+std::string pretty(const Json& json) {
   std::string text = "{";
   for (const auto& field : json.items()) {
     text += (text.size() > 1 ? ",\n  " : "\n  ") + nlohmann::ordered_json(field.key()).dump() + ": ";
@@ -167,11 +241,12 @@ nlohmann::ordered_json plan_to_json(const Plan& plan) {
                                  {"experts", plan.experts},
                                  {"keep", plan.keep},
                                  {"experts_per_token", plan.experts_per_token}};
+  if (plan.width > 0) json["width"] = plan.width;
   if (plan.groups.count > 1) json["groups"] = router_groups_to_json(plan.groups);
   if (plan.regroup) json["regroup"] = true;
   if (plan.correct_drift) json["correct_drift"] = true;
   json["layers"] = nlohmann::ordered_json::array();
-  for (const auto& layer : plan.layers) json["layers"].push_back(layer_to_json(layer));
+  for (const auto& layer : plan.layers) json["layers"].push_back(layer_to_json(layer, plan.width > 0 || !layer.atoms.empty()));
   json["protect"] = nlohmann::ordered_json::array();
   for (const auto& expert : plan.protect) {
     json["protect"].push_back({{"layer", expert.layer}, {"expert", expert.expert}, {"why", expert.why}});

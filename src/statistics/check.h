@@ -12,7 +12,11 @@ namespace moetrim {
 void check_layer(const StatisticsManifest& manifest, std::size_t index, const LayerStatistics& layer,
                  const std::string& where);
 
-/// The same for every layer, and for their number.
+/// The same for second-order statistics: id, tasks, experts, width, and no more routed tokens than there were.
+void check_atoms(const StatisticsManifest& manifest, std::size_t index, const AtomStatistics& atoms,
+                 const std::string& where);
+
+/// Both for every layer, and for their number: all that the manifest announces, and no more.
 void check_statistics(const Statistics& statistics, const std::string& where);
 
 }  // namespace moetrim

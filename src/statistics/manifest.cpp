@@ -15,30 +15,62 @@ constexpr int kVersion = 1;
 constexpr int kMostBlocks = 64;
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;  // beyond it fp64 no longer counts every token
 
-nlohmann::ordered_json task_to_json(const StatisticsManifest::TaskFacts& task) {
-  return {{"name", task.name},
-          {"digest", task.digest},
-          {"demonstrations", task.demonstrations},
-          {"tokens", task.tokens},
-          {"counted_tokens", task.counted_tokens}};
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 53;
+constexpr double kMostLoss = 1e300;
+
+nlohmann::ordered_json task_to_json(const StatisticsManifest::TaskFacts& task, bool second_order) {
+  nlohmann::ordered_json json = {{"name", task.name},
+                                 {"digest", task.digest},
+                                 {"demonstrations", task.demonstrations},
+                                 {"tokens", task.tokens},
+                                 {"counted_tokens", task.counted_tokens}};
+  if (second_order) {
+    json["predicted_tokens"] = task.predicted_tokens;
+    json["loss"] = task.loss;
+  }
+  return json;
 }
 
-StatisticsManifest::TaskFacts task_from_json(JsonFields fields) {
+StatisticsManifest::TaskFacts task_from_json(JsonFields fields, bool second_order) {
   StatisticsManifest::TaskFacts task;
   task.name = fields.text("name");
   task.digest = fields.text("digest");
   task.demonstrations = fields.integer("demonstrations", 0, kMostTokens);
   task.tokens = fields.integer("tokens", 0, kMostTokens);
   task.counted_tokens = fields.integer("counted_tokens", 0, task.tokens);
+  if (second_order) {
+    task.predicted_tokens = fields.integer("predicted_tokens", 0, task.counted_tokens);
+    task.loss = fields.number("loss", 0, kMostLoss);
+  }
   fields.finish();
   return task;
 }
 
-std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, const std::filesystem::path& file) {
+nlohmann::ordered_json sizes_to_json(const StatisticsManifest::Sizes& sizes) {
+  return {{"checkpoint_bytes", sizes.checkpoint_bytes},
+          {"expert_bytes", sizes.expert_bytes},
+          {"atom_bytes", sizes.atom_bytes},
+          {"width", sizes.width},
+          {"hidden", sizes.hidden}};
+}
+
+StatisticsManifest::Sizes sizes_from_json(JsonFields fields) {
+  StatisticsManifest::Sizes sizes;
+  sizes.checkpoint_bytes = fields.integer("checkpoint_bytes", 1, kMostBytes);
+  sizes.expert_bytes = fields.integer("expert_bytes", 1, sizes.checkpoint_bytes);
+  sizes.atom_bytes = fields.integer("atom_bytes", 1, sizes.expert_bytes);
+  sizes.width = fields.whole("width", 1);
+  sizes.hidden = fields.whole("hidden", 1);
+  fields.finish();
+  return sizes;
+}
+
+std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, const std::filesystem::path& file,
+                                                           bool second_order) {
   std::vector<StatisticsManifest::TaskFacts> tasks;
   for (const auto& item : fields.array("tasks")) {
     const std::string where = fmt::format("tasks[{}]", tasks.size());
-    tasks.push_back(task_from_json(JsonFields(item, file, where)));
+    tasks.push_back(task_from_json(JsonFields(item, file, where), second_order));
     for (std::size_t i = 0; i + 1 < tasks.size(); ++i) {
       if (tasks[i].name == tasks.back().name) fields.fail(where, "a second task named " + in_quotes(tasks[i].name));
     }
@@ -64,7 +96,7 @@ RouterGroups groups_from_json(JsonFields& fields, const std::filesystem::path& f
 
 nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
   nlohmann::ordered_json tasks = nlohmann::ordered_json::array();
-  for (const auto& task : manifest.tasks) tasks.push_back(task_to_json(task));
+  for (const auto& task : manifest.tasks) tasks.push_back(task_to_json(task, manifest.expert_width > 0));
   nlohmann::ordered_json json = {
       {"format", kFormat},
       {"version", kVersion},
@@ -87,6 +119,8 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
   };
   if (manifest.mtp_layers > 0) json["mtp_layers"] = manifest.mtp_layers;
   if (manifest.groups != RouterGroups{}) json["groups"] = router_groups_to_json(manifest.groups);
+  if (manifest.expert_width > 0) json["expert_width"] = manifest.expert_width;
+  if (manifest.sizes != StatisticsManifest::Sizes{}) json["sizes"] = sizes_to_json(manifest.sizes);
   manifest_from_json(json, "manifest to be written");
   return json;
 }
@@ -111,9 +145,14 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   if (manifest.moe_layers.empty()) fields.fail("moe_layers", "expected at least one layer, got none");
   manifest.tcess_top_k = fields.whole("tcess_top_k", 0, manifest.experts);
   manifest.tcess_threshold = fields.number("tcess_threshold", -1, 1);
-  manifest.dtype = fields.choice("dtype", {"fp32", "bf16"});
+  manifest.dtype = fields.choice("dtype", {"fp32", "bf16", "fp64"});
   manifest.count = fields.choice("count", {"all", "prompt", "response"});
-  manifest.tasks = tasks_from_json(fields, file);
+  if (fields.has("expert_width")) manifest.expert_width = fields.whole("expert_width", 1);
+  if (fields.has("sizes")) manifest.sizes = sizes_from_json(JsonFields(fields.object("sizes"), file, "sizes"));
+  if (manifest.expert_width > 0 && manifest.sizes.width > 0 && manifest.sizes.width != manifest.expert_width) {
+    fields.fail("sizes.width", fmt::format("expected the {} of expert_width, got {}", manifest.expert_width, manifest.sizes.width));
+  }
+  manifest.tasks = tasks_from_json(fields, file, manifest.expert_width > 0);
   manifest.settings = fields.object("settings");
   fields.finish();
   return manifest;

@@ -51,6 +51,8 @@ void add_facts(TaskFacts& to, const TaskFacts& from, std::size_t index) {
   to.demonstrations += from.demonstrations;
   to.tokens += from.tokens;
   to.counted_tokens += from.counted_tokens;
+  to.predicted_tokens += from.predicted_tokens;
+  to.loss += from.loss;
 }
 
 /// Adds the part's tasks to the manifest. @return where each of them went.
@@ -69,6 +71,32 @@ std::vector<int> place_tasks(std::vector<TaskFacts>& tasks, const std::vector<Ta
   return places;
 }
 
+using Places = std::vector<std::vector<int>>;  // [parts][tasks of the part]
+
+LayerStatistics merge_layer(std::span<const Statistics> parts, std::size_t index, const Places& places, int tasks) {
+  const LayerStatistics& first = parts.front().layers[index];
+  LayerStatistics layer(first.layer, tasks, first.experts);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    for (std::size_t task = 0; task < places[i].size(); ++task) {
+      layer.add_task(places[i][task], parts[i].layers[index], static_cast<int>(task));
+    }
+  }
+  return layer;
+}
+
+AtomStatistics merge_atoms(std::span<const Statistics> parts, std::size_t index, const Places& places, int tasks) {
+  const AtomStatistics& first = parts.front().atoms[index];
+  AtomStatistics atoms(first.layer, tasks, first.experts, first.width);
+  atoms.down_squares = first.down_squares;
+  atoms.gate_up_squares = first.gate_up_squares;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    for (std::size_t task = 0; task < places[i].size(); ++task) {
+      atoms.add_task(places[i][task], parts[i].atoms[index], static_cast<int>(task));
+    }
+  }
+  return atoms;
+}
+
 }  // namespace
 
 Statistics merge_statistics(std::span<const Statistics> parts) {
@@ -76,21 +104,15 @@ Statistics merge_statistics(std::span<const Statistics> parts) {
   Statistics merged;
   merged.manifest = parts.front().manifest;
   merged.manifest.tasks.clear();
-  std::vector<std::vector<int>> places;  // [parts][tasks of the part]
+  Places places;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     check_same_run(parts.front().manifest, parts[i].manifest, i);
     check_statistics(parts[i], part_name(i));
     places.push_back(place_tasks(merged.manifest.tasks, parts[i].manifest.tasks, i));
   }
   const int tasks = static_cast<int>(merged.manifest.tasks.size());
-  for (std::size_t l = 0; l < parts.front().layers.size(); ++l) {
-    auto& layer = merged.layers.emplace_back(parts.front().layers[l].layer, tasks, merged.manifest.experts);
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-      for (std::size_t task = 0; task < places[i].size(); ++task) {
-        layer.add_task(places[i][task], parts[i].layers[l], static_cast<int>(task));
-      }
-    }
-  }
+  for (std::size_t l = 0; l < parts.front().layers.size(); ++l) merged.layers.push_back(merge_layer(parts, l, places, tasks));
+  for (std::size_t l = 0; l < parts.front().atoms.size(); ++l) merged.atoms.push_back(merge_atoms(parts, l, places, tasks));
   return merged;
 }
 

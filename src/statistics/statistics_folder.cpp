@@ -1,7 +1,7 @@
 // A statistics folder as a whole: manifest and layer files, read with every cross-check and written by rename.
 #include "moetrim/statistics.h"
 
-#include <algorithm>
+#include <set>
 #include <system_error>
 
 #include <unistd.h>
@@ -20,19 +20,36 @@ namespace fs = std::filesystem;
 
 constexpr const char* kManifestName = "manifest.json";
 
-/// A layer file that the manifest does not list was left by another run, or by one that did not finish.
-void refuse_extra_layer_files(const fs::path& folder, const StatisticsManifest& manifest) {
-  std::vector<std::string> extra;
+/// The names of the files that belong to the manifest, beside manifest.json itself.
+std::set<std::string> file_names(const StatisticsManifest& manifest) {
+  std::set<std::string> names;
+  for (const int layer : manifest.moe_layers) {
+    names.insert(layer_file_name(layer));
+    if (manifest.expert_width > 0) names.insert(atom_file_name(layer));
+  }
+  return names;
+}
+
+/// A file that the manifest does not list was left by another run, or by one that did not finish.
+void refuse_extra_files(const fs::path& folder, const StatisticsManifest& manifest) {
+  const std::set<std::string> expected = file_names(manifest);
+  std::set<std::string> extra;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (!name.starts_with("layer-")) continue;
-    const auto expected = [&](int layer) { return layer_file_name(layer) == name; };
-    if (std::none_of(manifest.moe_layers.begin(), manifest.moe_layers.end(), expected)) extra.push_back(name);
+    const bool ours = name.starts_with("layer-") || name.starts_with("atoms-");
+    if (ours && !expected.contains(name)) extra.insert(name);
   }
   if (extra.empty()) return;
-  const auto first = std::min_element(extra.begin(), extra.end());
-  throw InvalidInput(fmt::format("{}: the manifest lists no such layer; remove the file, or use the folder it belongs to",
-                                 (folder / *first).string()));
+  throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
+                                 (folder / *extra.begin()).string(),
+                                 extra.begin()->starts_with("atoms-") ? "second-order statistics" : "layer"));
+}
+
+fs::path existing(const fs::path& file) {
+  if (!fs::exists(file)) {
+    throw InvalidInput(fmt::format("{}: is missing, but the manifest lists the layer", file.string()));
+  }
+  return file;
 }
 
 /// Makes a new folder beside the target. The process id keeps two runs apart on one machine, the attempt across machines.
@@ -50,28 +67,39 @@ fs::path make_staging_folder(const fs::path& target) {
 
 void write_files(const fs::path& folder, const Statistics& statistics) {
   for (const auto& layer : statistics.layers) write_layer_statistics(folder / layer_file_name(layer.layer), layer);
+  for (const auto& atoms : statistics.atoms) write_atom_statistics(folder / atom_file_name(atoms.layer), atoms);
   write_file_atomically(folder / kManifestName, manifest_to_json(statistics.manifest).dump(2) + "\n");
 }
 
 }  // namespace
 
-Statistics Statistics::read(const fs::path& folder) {
+StatisticsManifest read_statistics_manifest(const fs::path& folder) {
   if (!fs::is_directory(folder)) throw InvalidInput(fmt::format("{}: no such statistics folder", folder.string()));
   const fs::path file = folder / kManifestName;
   if (!fs::exists(file)) {
     throw InvalidInput(fmt::format("{}: is missing; the folder is no statistics folder, or its calibration has not finished",
                                    file.string()));
   }
-  Statistics statistics;
-  statistics.manifest = manifest_from_json(read_json_file(file), file);
-  refuse_extra_layer_files(folder, statistics.manifest);
-  for (std::size_t i = 0; i < statistics.manifest.moe_layers.size(); ++i) {
-    const fs::path layer_file = folder / layer_file_name(statistics.manifest.moe_layers[i]);
-    if (!fs::exists(layer_file)) {
-      throw InvalidInput(fmt::format("{}: is missing, but the manifest lists the layer", layer_file.string()));
-    }
-    statistics.layers.push_back(read_layer_statistics(layer_file));
-    check_layer(statistics.manifest, i, statistics.layers.back(), layer_file.string());
+  return manifest_from_json(read_json_file(file), file);
+}
+
+Statistics Statistics::read(const fs::path& folder, bool atoms) {
+  Statistics statistics{.manifest = read_statistics_manifest(folder), .layers = {}};
+  const auto& manifest = statistics.manifest;
+  if (atoms && manifest.expert_width == 0) {
+    throw InvalidInput(fmt::format("{}: has no second-order statistics; calibrate with --statistics second-order",
+                                   folder.string()));
+  }
+  refuse_extra_files(folder, manifest);
+  for (std::size_t i = 0; i < manifest.moe_layers.size(); ++i) {
+    const fs::path file = existing(folder / layer_file_name(manifest.moe_layers[i]));
+    statistics.layers.push_back(read_layer_statistics(file));
+    check_layer(manifest, i, statistics.layers.back(), file.string());
+  }
+  for (std::size_t i = 0; atoms && i < manifest.moe_layers.size(); ++i) {
+    const fs::path file = existing(folder / atom_file_name(manifest.moe_layers[i]));
+    statistics.atoms.push_back(read_atom_statistics(file));
+    check_atoms(manifest, i, statistics.atoms.back(), file.string());
   }
   return statistics;
 }
