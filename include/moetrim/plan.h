@@ -156,6 +156,7 @@ std::optional<RouterDrift> router_drift(const Plan& plan);
 /// How soon the decision settles: the kept set from the first 1, 2, … kSlices slices of the demonstrations against the kept
 /// set from all of them, as overlap (Jaccard: size of the intersection over size of the union), mean over the layers.
 /// Protection is left out. The last value is 1.
+/// @throws InvalidInput for a method from second-order statistics, which are not kept per slice.
 std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
                                 const KeepBudget& keep,
                                 const std::vector<std::pair<std::string, double>>& task_weights = {}, bool regroup = false);

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <iterator>
 
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
 #include "moetrim/plan.h"
 #include "plan/legal_keep.h"
 #include "plan/select.h"
@@ -33,6 +36,9 @@ double mean_overlap(const KeptSets& a, const KeptSets& b) {
 std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
                                 const KeepBudget& budget,
                                 const std::vector<std::pair<std::string, double>>& task_weights, bool regroup) {
+  if (method.second_order) {
+    throw InvalidInput(fmt::format("convergence: {} needs second-order statistics, which are not kept per slice", method.name));
+  }
   const RouterLimits limits = router_limits(statistics.manifest);
   const int keep = legal_keep(limits, budget, regroup);
   const int groups = legal_counts(limits, regroup).step;

@@ -19,6 +19,7 @@ using Protection = std::map<int, std::vector<bool>>;  // layer to [experts]
 
 void check_scores(const Statistics& statistics, const Scores& scores) {
   const auto& manifest = statistics.manifest;
+  if (scores.grain == Grain::atom) throw UsageError(fmt::format("{} scores atomic experts, not experts", scores.method));
   if (scores.layers != manifest.moe_layers || scores.values.size() != scores.layers.size()) {
     throw InvalidInput(fmt::format("the scores are of other layers than the statistics: {} for {} MoE layers",
                                    scores.layers.size(), manifest.moe_layers.size()));

@@ -13,6 +13,7 @@ namespace {
 constexpr std::array kMethods{
 #define MOETRIM_METHOD(name) &methods::name,
 #include "score/methods.def"
+#include "score/second_order.def"
 #undef MOETRIM_METHOD
 };
 
@@ -33,6 +34,8 @@ const ScoringMethod& find_scoring_method(std::string_view name) {
 }
 
 std::string_view variant_name(Variant variant) { return variant == Variant::official ? "official" : "executed"; }
+
+std::string_view grain_name(Grain grain) { return grain == Grain::atom ? "atom" : "expert"; }
 
 Variant variant_from_name(std::string_view name) {
   for (const Variant variant : {Variant::executed, Variant::official}) {

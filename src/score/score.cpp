@@ -1,6 +1,7 @@
 // Scores of a whole run: every layer, one task or a weighted mix of several.
 #include "moetrim/score.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -37,34 +38,81 @@ std::vector<WeightedTask> tasks_to_score(const Statistics& statistics, const Tas
   return tasks;
 }
 
-/// To sum 1. By magnitude, since published TCESS scores may be negative and could cancel; zeros stay zeros.
-void normalise(std::vector<double>& scores) {
+using LayerScores = std::vector<std::vector<double>>;  // [layers], each [experts] or [experts, width]
+
+/// By magnitude, since published TCESS scores may be negative and could cancel.
+double magnitude(const std::vector<double>& scores) {
   double sum = 0;
   for (const double value : scores) sum += std::abs(value);
+  return sum;
+}
+
+/// Zeros stay zeros.
+void divide(std::vector<double>& scores, double sum, const ScoringMethod& method) {
+  if (!std::isfinite(sum)) {
+    throw InvalidInput(fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method.name, sum));
+  }
   if (sum == 0) return;
   for (double& value : scores) value /= sum;
 }
 
-void check_finite(const std::vector<double>& scores, const ScoringMethod& method, int layer) {
-  for (std::size_t expert = 0; expert < scores.size(); ++expert) {
-    if (std::isfinite(scores[expert])) continue;
-    throw InvalidInput(fmt::format("layer {}, expert {}: the {} score is {}; the statistics hold values too large to add",
-                                   layer, expert, method.name, scores[expert]));
+/// To sum 1: experts per layer, atomic experts over all layers, so that one ranking can still compare them.
+void normalise(LayerScores& layers, const ScoringMethod& method) {
+  double all = 0;
+  for (const auto& scores : layers) all += magnitude(scores);
+  for (auto& scores : layers) divide(scores, method.grain == Grain::atom ? all : magnitude(scores), method);
+}
+
+void check_finite(const std::vector<double>& scores, const ScoringMethod& method, int layer, int width) {
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    if (std::isfinite(scores[i])) continue;
+    const auto of_expert = static_cast<std::size_t>(std::max(width, 1));
+    const std::string atom = width > 0 ? fmt::format(", atomic expert {}", i % of_expert) : "";
+    throw InvalidInput(fmt::format("layer {}, expert {}{}: the {} score is {}; the statistics hold values too large to add", layer,
+                                   i / of_expert, atom, method.name, scores[i]));
   }
 }
 
-std::vector<double> score_layer(const StatisticsManifest& manifest, const LayerStatistics& layer, const ScoringMethod& method,
-                                const ScoreOptions& options, const std::vector<WeightedTask>& tasks) {
-  std::vector<double> mix(static_cast<std::size_t>(layer.experts), 0.0);
-  for (const auto& [task, weight] : tasks) {
-    std::vector<double> scores = method.score(manifest, layer, task, options);
-    check_finite(scores, method, layer.layer);
-    if (tasks.size() == 1) return scores;
-    normalise(scores);
-    for (std::size_t expert = 0; expert < mix.size(); ++expert) mix[expert] += weight * scores[expert];
+LayerScores score_task(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options, int task) {
+  LayerScores scores;
+  for (std::size_t i = 0; i < statistics.layers.size(); ++i) {
+    scores.push_back(method.second_order ? method.second_order(statistics.manifest, statistics.atoms[i], task, options)
+                                         : method.score(statistics.manifest, statistics.layers[i], task, options));
+    check_finite(scores.back(), method, statistics.layers[i].layer,
+                 method.grain == Grain::atom ? statistics.manifest.expert_width : 0);
   }
-  check_finite(mix, method, layer.layer);
+  return scores;
+}
+
+LayerScores score_tasks(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+                        const std::vector<WeightedTask>& tasks) {
+  if (tasks.size() == 1) return score_task(statistics, method, options, tasks.front().task);
+  LayerScores mix;
+  for (const auto& [task, weight] : tasks) {
+    LayerScores scores = score_task(statistics, method, options, task);
+    normalise(scores, method);
+    if (mix.empty()) mix.assign(scores.size(), std::vector<double>(scores.front().size(), 0.0));
+    for (std::size_t l = 0; l < mix.size(); ++l) {
+      for (std::size_t i = 0; i < mix[l].size(); ++i) mix[l][i] += weight * scores[l][i];
+    }
+  }
   return mix;
+}
+
+void check_library(const ScoringMethod& method, const ScoreOptions& options, std::size_t tasks) {
+  const bool known = method.by_library && options.variant == Variant::official;
+  if (known && tasks > 1) {
+    throw UsageError(fmt::format("{} --variant official: the published code scores one set of demonstrations, these are {} tasks; "
+                                 "choose one with --task",
+                                 method.name, tasks));
+  }
+  if (options.library.empty()) return;
+  if (!known) {
+    throw UsageError(fmt::format("library version {}: {} --variant {} does not depend on it; leave it out", options.library,
+                                 method.name, variant_name(options.variant)));
+  }
+  if (options.library == "4.56" || options.library == "4.51") return;
+  throw UsageError(fmt::format("library version {}: expected 4.56 or 4.51", in_quotes(options.library)));
 }
 
 nlohmann::ordered_json source_of(const StatisticsManifest& manifest, const ScoreOptions& options,
@@ -77,10 +125,12 @@ nlohmann::ordered_json source_of(const StatisticsManifest& manifest, const Score
                     {"counted_tokens", facts.counted_tokens},
                     {"weight", weight}});
   }
-  return {{"checkpoint_fingerprint", manifest.checkpoint_fingerprint},
-          {"family", manifest.family},
-          {"tasks", std::move(list)},
-          {"seed", options.seed}};
+  nlohmann::ordered_json source = {{"checkpoint_fingerprint", manifest.checkpoint_fingerprint},
+                                   {"family", manifest.family},
+                                   {"tasks", std::move(list)},
+                                   {"seed", options.seed}};
+  if (!options.library.empty()) source["library"] = options.library;
+  return source;
 }
 
 }  // namespace
@@ -88,18 +138,22 @@ nlohmann::ordered_json source_of(const StatisticsManifest& manifest, const Score
 Scores score(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
              const TaskWeights& task_weights) {
   const auto tasks = tasks_to_score(statistics, task_weights);
+  check_library(method, options, tasks.size());
+  if (method.second_order && statistics.atoms.empty()) {
+    throw InvalidInput(fmt::format("{} needs second-order statistics; calibrate with --statistics second-order", method.name));
+  }
   Scores scores;
   scores.method = method.name;
   scores.variant = variant_name(options.variant);
+  scores.grain = method.grain;
+  scores.width = method.grain == Grain::atom ? statistics.manifest.expert_width : 0;
   scores.source = source_of(statistics.manifest, options, tasks);
   for (const auto& [task, weight] : tasks) {
     scores.tasks.push_back(statistics.manifest.tasks[static_cast<std::size_t>(task)].name);
     scores.weights.push_back(weight);
   }
-  for (const auto& layer : statistics.layers) {
-    scores.layers.push_back(layer.layer);
-    scores.values.push_back(score_layer(statistics.manifest, layer, method, options, tasks));
-  }
+  scores.layers = statistics.manifest.moe_layers;
+  scores.values = score_tasks(statistics, method, options, tasks);
   return scores;
 }
 
