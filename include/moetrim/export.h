@@ -36,25 +36,19 @@ struct ExportOptions {
 
 /// What goes into the folder beside the source's tokenizer, template and licence files.
 struct ExportRequest {
+  const Model* model = nullptr;       ///< of the source
   std::vector<OutputTensor> tensors;  ///< their pieces point into the source
   nlohmann::ordered_json config;      ///< config.json
   nlohmann::ordered_json record;      ///< moetrim.json; without times or machine names, so that equal work has equal bytes
   std::string card;                   ///< README.md
+  std::string modelling_code;         ///< kSlimFile; empty where transformers' own classes read the checkpoint
   std::string source_fingerprint;     ///< Checkpoint::fingerprint() of the source
   std::vector<std::string> warnings;  ///< for the caller to print; not written
 };
 
-/// Where a tensor of the twin comes from.
-struct TwinSource {
-  std::size_t origin = 0;          ///< index into the tensors of the pruned checkpoint: the copy, or the weight's values
-  const Weight* weight = nullptr;  ///< what is dequantised; null: the bytes of `origin`
-  std::vector<int> experts;        ///< of a fused weight: ids in the source, in their new order
-};
-
-/// The twin of a pruned checkpoint. The pieces of a dequantised tensor are those of the codes, which tell jobs apart.
+/// The twin of a pruned checkpoint. The pieces of a dequantised tensor are those of the codes.
 struct TwinRequest : ExportRequest {
-  const Model* model = nullptr;
-  std::vector<TwinSource> sources;  ///< parallel to `tensors`
+  std::vector<std::size_t> origins;  ///< of every tensor: index of the pruned checkpoint's copy of it, or of the weight's codes
 };
 
 /// Bytes of tensors done so far, those taken over from an interrupted run included.

@@ -4,10 +4,10 @@
 #include <functional>
 #include <numeric>
 
+#include "export/computed_matrix.h"
 #include "export/disk_need.h"
 #include "export/read_ahead.h"
 #include "export/staging.h"
-#include "export/twin_tensors.h"
 #include "moetrim/export.h"
 
 namespace moetrim {
@@ -19,7 +19,7 @@ std::string json_text(const nlohmann::ordered_json& json) { return json.dump(2) 
 std::uint64_t disk_need(std::span<const Shard> shards, std::span<const SideFile> side_files, const ExportRequest& request) {
   constexpr std::uint64_t kDiskBlock = 4096;
   constexpr std::uint64_t kIndexPerTensor = 64;
-  std::uint64_t bytes = request.card.size() + json_text(request.record).size() + json_text(request.config).size() + 8 * kDiskBlock;
+  std::uint64_t bytes = request.card.size() + request.modelling_code.size() + json_text(request.record).size() + json_text(request.config).size() + 8 * kDiskBlock;
   for (const Shard& shard : shards) bytes += file_bytes(shard);
   for (const SideFile& file : side_files) bytes += file.bytes + kDiskBlock;
   if (request.tensors.size() > 1) {
@@ -37,13 +37,17 @@ std::uint64_t elements(const TensorSpec& spec) {
                          [](std::uint64_t product, std::int64_t n) { return product * static_cast<std::uint64_t>(n); });
 }
 
-/// Buffers of the copy and the lists of tensors and pieces.
+/// Buffers of the copy, one matrix where some are computed, and the lists of tensors and pieces.
 std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request) {
   constexpr std::uint64_t kPerTensor = 512;  // name, shape, spec, its place in a shard and in the index
-  std::uint64_t bytes = export_detail::kBlocks * export_detail::kBlockBytes;
+  std::uint64_t bytes = (export_detail::kBlocks + 1) * export_detail::kBlockBytes;
   bytes += kPerTensor * (source.tensors().size() + 2 * request.tensors.size());
-  for (const OutputTensor& tensor : request.tensors) bytes += 2 * tensor.pieces.size() * sizeof(Piece);
-  return bytes;
+  std::uint64_t matrix = 0;
+  for (const OutputTensor& tensor : request.tensors) {
+    bytes += 2 * tensor.pieces.size() * sizeof(Piece);
+    if (tensor.computation) matrix = std::max(matrix, export_detail::matrix_bytes(*request.model, *tensor.computation));
+  }
+  return bytes + matrix;
 }
 
 }  // namespace
@@ -71,13 +75,7 @@ ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& r
 ExportEstimate describe_twin(const Checkpoint& source, const TwinRequest& twin, const std::filesystem::path& target,
                              const ExportOptions& options) {
   const auto path = export_detail::resolve_target(target, source.folder(), options.overwrite);
-  ExportEstimate out = describe_rewrite(source, twin, twin_target(path), options);
-  std::uint64_t matrix = 0;
-  for (const TwinSource& from : twin.sources) {
-    if (from.weight != nullptr) matrix = std::max(matrix, export_detail::matrix_bytes(*twin.model, *from.weight));
-  }
-  out.peak_memory_bytes += matrix;
-  return out;
+  return describe_rewrite(source, twin, twin_target(path), options);
 }
 
 }  // namespace moetrim

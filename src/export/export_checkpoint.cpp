@@ -1,15 +1,12 @@
 // Writes the folder, or the folder and its twin in step, and makes sure of disk and of what a stopped run leaves.
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include <fmt/format.h>
 
-#include "export/dequantised_blocks.h"
 #include "export/folder_export.h"
-#include "export/read_ahead.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 
@@ -44,8 +41,7 @@ std::vector<std::size_t> shards_awaited(const FolderExport& twin, const TwinRequ
   for (const Shard& shard : twin.shards()) {
     std::size_t last = 0;
     for (const OutputTensor* tensor : shard.tensors) {
-      const TwinSource& from = request.sources[static_cast<std::size_t>(tensor - request.tensors.data())];
-      last = std::max(last, shard_of[from.origin]);
+      last = std::max(last, shard_of[request.origins[static_cast<std::size_t>(tensor - request.tensors.data())]]);
     }
     out.push_back(last);
   }
@@ -84,14 +80,9 @@ class Export {
  private:
   void open() {
     const bool both = twin_request_ != nullptr && !twin_published_;
-    const Cached cached = both ? Cached::keep : Cached::drop;  // the twin reads it again, and drops it then
-    pruned_.emplace(source_, request_, target_, options_, meter_, [this, cached](const Shard& shard) {
-      return std::make_unique<ReadAhead>(source_, shard.pieces(), cached);
-    });
-    if (!both) return;
-    twin_.emplace(source_, *twin_request_, twin_target_, options_, meter_, [this](const Shard& shard) {
-      return std::make_unique<DequantisedBlocks>(source_, *twin_request_, shard);
-    });
+    // The twin reads it again, and drops it then.
+    pruned_.emplace(source_, request_, target_, options_, meter_, both ? Cached::keep : Cached::drop);
+    if (both) twin_.emplace(source_, *twin_request_, twin_target_, options_, meter_, Cached::drop);
   }
 
   void write() {

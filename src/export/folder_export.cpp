@@ -21,12 +21,12 @@ constexpr std::size_t kWriteBytes = std::size_t{512} << 10;
 }  // namespace
 
 FolderExport::FolderExport(const Checkpoint& source, const ExportRequest& request, fs::path target, const ExportOptions& options,
-                           Meter& meter, OpenShard open)
+                           Meter& meter, Cached cached)
     : source_(source),
       request_(request),
       overwrite_(options.overwrite),
       meter_(meter),
-      open_(std::move(open)),
+      cached_(cached),
       target_(std::move(target)),
       shards_(assign_shards(request.tensors, options.shard_bytes)),
       side_files_(find_side_files(source.folder())),
@@ -63,9 +63,9 @@ std::uint64_t FolderExport::disk_left() const {
 void FolderExport::write_shard(const Shard& shard) {
   if (finished_.contains(shard.file)) return;
   SafetensorsWriter writer(staging_.folder() / shard.file, shard.specs());
-  const auto blocks = open_(shard);
+  ReadAhead blocks(TensorReader(source_, request_, shard, cached_));
   Digest digest;
-  for (auto block = blocks->next(); !block.empty(); block = blocks->next()) {
+  for (auto block = blocks.next(); !block.empty(); block = blocks.next()) {
     for (std::size_t at = 0; at < block.size(); at += kWriteBytes) {
       const auto part = block.subspan(at, std::min(kWriteBytes, block.size() - at));
       digest.add(part);
@@ -85,6 +85,7 @@ void FolderExport::write_other_files() const {
   const fs::path& folder = staging_.folder();
   for (const SideFile& file : side_files_) copy_side_file(source_.folder(), folder, file);
   write_file_atomically(folder / "README.md", request_.card);
+  if (!request_.modelling_code.empty()) write_file_atomically(folder / kSlimFile, request_.modelling_code);
   write_json("moetrim.json", request_.record);
   if (shards_.size() > 1) write_json(kIndexName, index_json(shards_));
   write_json("config.json", request_.config);

@@ -3,13 +3,11 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
-#include <memory>
 #include <set>
 #include <vector>
 
-#include "export/blocks.h"
 #include "export/journal.h"
+#include "export/read_ahead.h"
 #include "export/shards.h"
 #include "export/side_files.h"
 #include "export/staging.h"
@@ -27,14 +25,12 @@ struct Meter {
   }
 };
 
-using OpenShard = std::function<std::unique_ptr<Blocks>(const Shard&)>;
-
 class FolderExport {
  public:
   /// @param target  as resolve_target gives it
-  /// @param open    where a shard's bytes come from
+  /// @param cached  what becomes of the page cache of the source
   FolderExport(const Checkpoint& source, const ExportRequest& request, std::filesystem::path target,
-               const ExportOptions& options, Meter& meter, OpenShard open);
+               const ExportOptions& options, Meter& meter, Cached cached);
 
   const std::vector<Shard>& shards() const { return shards_; }
   const Staging& staging() const { return staging_; }
@@ -58,7 +54,7 @@ class FolderExport {
   const ExportRequest& request_;
   const bool overwrite_;
   Meter& meter_;
-  OpenShard open_;
+  const Cached cached_;
   std::filesystem::path target_;
   std::vector<Shard> shards_;
   std::vector<SideFile> side_files_;

@@ -55,6 +55,25 @@ std::map<std::string, std::string> read_entries(const fs::path& file, const std:
   return entries;
 }
 
+void add_atoms(Digest& digest, const SharedAtoms& atoms) {
+  if (!atoms) return digest.add_text("all");
+  digest.add_text(std::to_string(atoms->size()));
+  digest.add(std::as_bytes(std::span(*atoms)));
+}
+
+void add_piece(Digest& digest, const Piece& piece) {
+  const AtomCut& cut = piece.cut;
+  digest.add_text(fmt::format("{} {} {}", piece.source->name, piece.begin, piece.end));
+  if (!cut.atoms) return;
+  digest.add_text(fmt::format("{} {} {} {} {} {}", cut.step, cut.row_bytes, cut.first_byte, cut.unit_bytes, cut.kept_bytes, cut.zero_bytes));
+  add_atoms(digest, cut.atoms);
+}
+
+void add_computation(Digest& digest, const Computation& computation) {
+  digest.add_text(fmt::format("computed {} {}", static_cast<int>(computation.result), computation.zeros));
+  for (const SharedAtoms& atoms : computation.atoms) add_atoms(digest, atoms);
+}
+
 }  // namespace
 
 Journal::Journal(const fs::path& folder, std::string job)
@@ -84,7 +103,7 @@ void Journal::add(const Shard& shard, const std::string& digest) {
 
 std::string job_digest(std::span<const Shard> shards, const std::string& source_fingerprint) {
   Digest digest;
-  digest.add_text("moetrim export 1");
+  digest.add_text("moetrim export 2");
   digest.add_text(source_fingerprint);
   for (const Shard& shard : shards) {
     digest.add_text(shard.file);
@@ -92,9 +111,9 @@ std::string job_digest(std::span<const Shard> shards, const std::string& source_
       digest.add_text(tensor->spec.name);
       digest.add_text(dtype_name(tensor->spec.dtype));
       for (const auto length : tensor->spec.shape) digest.add_text(std::to_string(length));
-      for (const Piece& piece : tensor->pieces) {
-        digest.add_text(fmt::format("{} {} {}", piece.source->name, piece.begin, piece.end));
-      }
+      for (const Piece& piece : tensor->pieces) add_piece(digest, piece);
+      digest.add_text(tensor->literal);
+      if (tensor->computation) add_computation(digest, *tensor->computation);
     }
   }
   return digest.hex();

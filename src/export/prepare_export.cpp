@@ -3,6 +3,7 @@
 #include <string>
 
 #include "export/base_model.h"
+#include "export/modelling_code.h"
 #include "moetrim/export.h"
 
 namespace moetrim {
@@ -31,11 +32,15 @@ nlohmann::ordered_json record_of(const Model& model, const Plan& plan, const std
 ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version, const PrepareOptions& options) {
   const Mtp mtp = options.mtp;
   ExportRequest request;
+  request.model = &model;
   check_plan(model, plan, {}, mtp);  // cheap; the fingerprint reads from every tensor
   request.source_fingerprint = model.checkpoint->fingerprint();
   if (!options.allow_other_checkpoint) check_plan(model, plan, request.source_fingerprint, mtp);
   request.tensors = plan_tensors(model, plan, mtp);
   request.config = rewrite_config(model, plan, mtp);
+  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::listed) {
+    request.modelling_code = export_detail::modelling_code(slimming.architecture);
+  }
   request.warnings = rewrite_warnings(model, plan, mtp);
   request.record = record_of(model, plan, request.source_fingerprint, request.warnings, tool_version, mtp);
   request.card = model_card(model, plan, request.tensors, request.warnings, tool_version);

@@ -1,13 +1,12 @@
-// Reads pieces of a checkpoint, packed into blocks, while the blocks before are being written.
+// Fills blocks with the tensors of a shard while the blocks before are being written.
 
 #include "export/read_ahead.h"
 
-#include <algorithm>
+#include <utility>
 
 namespace moetrim::export_detail {
 
-ReadAhead::ReadAhead(const Checkpoint& source, std::vector<Piece> pieces, Cached cached)
-    : source_(source), pieces_(std::move(pieces)), cached_(cached), ring_(kBlocks), reader_([this] { read_all(); }) {}
+ReadAhead::ReadAhead(TensorReader reader) : tensors_(std::move(reader)), ring_(kBlocks), reader_([this] { read_all(); }) {}
 
 ReadAhead::~ReadAhead() {
   {
@@ -50,32 +49,13 @@ void ReadAhead::publish() {
   changed_.notify_all();
 }
 
-void ReadAhead::read_piece(const Piece& piece, Block*& block) {
-  for (std::uint64_t at = piece.begin; at < piece.end;) {
-    if (block == nullptr) block = claim();
-    if (block == nullptr) return;
-    const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(piece.end - at, kBlockBytes - block->filled));
-    source_.read(*piece.source, at, {block->bytes.data() + block->filled, size});
-    block->filled += size;
-    at += size;
-    if (block->filled == kBlockBytes) {
-      publish();
-      block = nullptr;
-    }
-  }
-}
-
 void ReadAhead::read_all() {
   try {
-    Block* block = nullptr;
-    for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      read_piece(pieces_[i], block);
-      const bool last_of_tensor = i + 1 == pieces_.size() || pieces_[i + 1].source != pieces_[i].source;
-      if (last_of_tensor && cached_ == Cached::drop) source_.drop_cache(*pieces_[i].source);
-      const std::lock_guard lock(mutex_);
-      if (stop_) return;
+    while (Block* block = claim()) {
+      block->filled = tensors_.read(block->bytes);
+      if (block->filled > 0) publish();
+      if (block->filled < kBlockBytes) break;
     }
-    if (block != nullptr && block->filled > 0) publish();
   } catch (...) {
     const std::lock_guard lock(mutex_);
     failure_ = std::current_exception();

@@ -1,36 +1,30 @@
-// Reads pieces of a checkpoint, packed into blocks, while the blocks before are being written.
+// Fills blocks with the tensors of a shard while the blocks before are being written.
 #pragma once
 
 #include <condition_variable>
 #include <cstddef>
-#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
 
-#include "export/blocks.h"
-#include "moetrim/rewrite.h"
+#include "export/tensor_reader.h"
 
 namespace moetrim::export_detail {
 
-inline constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
 inline constexpr std::size_t kBlocks = 4;
 
-/// What becomes of the page cache of what was read.
-enum class Cached : std::uint8_t { drop, keep };
-
-/// The blocks, joined, are the pieces, joined.
-class ReadAhead : public Blocks {
+/// The blocks, joined, are the shard's tensors, joined.
+class ReadAhead {
  public:
-  ReadAhead(const Checkpoint& source, std::vector<Piece> pieces, Cached cached = Cached::drop);
-  ~ReadAhead() override;
+  explicit ReadAhead(TensorReader reader);
+  ~ReadAhead();
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   /// The next block, empty after the last one; valid until the next call. Rethrows what reading threw.
-  std::span<const std::byte> next() override;
+  std::span<const std::byte> next();
 
  private:
   struct Block {
@@ -42,11 +36,8 @@ class ReadAhead : public Blocks {
   /// Waits for a free block; null when the reader is to stop.
   Block* claim();
   void publish();
-  void read_piece(const Piece& piece, Block*& block);
 
-  const Checkpoint& source_;
-  std::vector<Piece> pieces_;
-  Cached cached_;
+  TensorReader tensors_;
   std::vector<Block> ring_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -33,12 +33,6 @@ std::vector<TensorSpec> Shard::specs() const {
   return out;
 }
 
-std::vector<Piece> Shard::pieces() const {
-  std::vector<Piece> out;
-  for (const OutputTensor* tensor : tensors) out.insert(out.end(), tensor->pieces.begin(), tensor->pieces.end());
-  return out;
-}
-
 std::vector<Shard> assign_shards(std::span<const OutputTensor> tensors, std::uint64_t shard_bytes) {
   std::vector<Shard> shards(1);
   for (const OutputTensor& tensor : tensors) {

@@ -20,7 +20,6 @@ struct Shard {
   std::uint64_t tensor_bytes = 0;
 
   std::vector<TensorSpec> specs() const;
-  std::vector<Piece> pieces() const;
 };
 
 /// Fills files in the order given, so that reading stays sequential and a layer lies in as few files as possible.

@@ -12,6 +12,7 @@
 #include "moetrim/error.h"
 #include "moetrim/quantised.h"
 #include "rewrite/renumbering.h"
+#include "rewrite/slim_tensors.h"
 
 namespace moetrim::export_detail {
 
@@ -27,14 +28,6 @@ bool is_quantised(const Weight& weight) { return (weight.rule->axes.size() == 2 
 
 const TensorPlace& place_of(const Model& model, const Tensor& tensor) {
   return model.places.at(static_cast<std::size_t>(&tensor - model.checkpoint->tensors().data()));
-}
-
-const Weight& weight_at(const Model& model, const TensorPlace& place) {
-  const auto role = static_cast<std::size_t>(place.rule->role);
-  if (place.layer < 0) return model.global[role];
-  const LayerTensors& layer = model.layer.at(static_cast<std::size_t>(place.layer));
-  if (place.expert < 0) return layer.by_role[role];
-  return layer.experts.at(static_cast<std::size_t>(place.expert))[role - static_cast<std::size_t>(Role::expert_gate)];
 }
 
 /// A tensor that the family does not know goes along, unless it belongs to what config.json no longer speaks of.
@@ -63,38 +56,68 @@ std::vector<int> kept_experts(const Model& model, const Renumbering& numbers, in
   return all;
 }
 
-TensorSpec spec_of(const Model& model, const Weight& weight, std::size_t experts, const std::string& name) {
-  const Packing packing = stored_matrix(model, weight).packing;
-  TensorSpec spec{plain_name(*weight.rule, name), Dtype::bf16, {packing.rows, packing.cols}};
-  if (!weight.fused()) return spec;
-  const auto& axes = weight.rule->axes;
-  spec.shape = {static_cast<std::int64_t>(experts), model.length(axes[1]), model.length(axes[2])};
-  return spec;
-}
+/// What the plan leaves of a weight, and where it goes.
+class TwinWeights {
+ public:
+  TwinWeights(const Model& model, const Plan& plan, Mtp mtp)
+      : model_(model), numbers_(model, plan, mtp), slimming_(slimming_of(model, plan, mtp)) {}
+
+  OutputTensor dequantised(const OutputTensor& codes, const TensorPlace& place, const Weight& weight) const {
+    auto computation = std::make_shared<Computation>();
+    computation->weight = &weight;
+    if (weight.fused()) computation->experts = kept_experts(model_, numbers_, place.layer);
+    set_atoms(*computation, place, weight);
+    OutputTensor out{{plain_name(*weight.rule, codes.spec.name), Dtype::bf16, shape(*computation)}, codes.pieces};
+    out.computation = std::move(computation);
+    return out;
+  }
+
+ private:
+  void set_atoms(Computation& computation, const TensorPlace& place, const Weight& weight) const {
+    if (slimming_.form != WidthForm::config) return;
+    const auto& axes = weight.rule->axes;
+    if (std::find(axes.begin(), axes.end(), Axis::S) != axes.end()) {
+      computation.zeros = slimming_.shared_width - model_.shared_width;
+      if (computation.zeros > 0) computation.atoms = {whole(model_.shared_width)};
+    } else if (where_of(weight.rule->role) == Where::experts && numbers_.covers(place.layer)) {
+      computation.atoms = numbers_.atoms(place.layer);
+      if (!weight.fused()) computation.atoms = {computation.atoms.at(static_cast<std::size_t>(numbers_.new_id(place.layer, place.expert)))};
+    }
+  }
+
+  static SharedAtoms whole(std::int64_t width) {
+    return std::make_shared<const AtomRanges>(AtomRanges{{0, static_cast<int>(width)}});
+  }
+
+  /// Of the family's plain tensor.
+  std::vector<std::int64_t> shape(const Computation& computation) const {
+    std::vector<std::int64_t> out;
+    for (const Axis axis : computation.weight->rule->axes) out.push_back(length(axis, computation));
+    return out;
+  }
+
+  std::int64_t length(Axis axis, const Computation& computation) const {
+    const bool cut = !computation.atoms.empty();
+    if (axis == Axis::E && computation.weight->fused()) return static_cast<std::int64_t>(computation.experts.size());
+    if (axis == Axis::S && cut) return slimming_.shared_width;
+    if (axis == Axis::F && cut) return slimming_.width;
+    if (axis == Axis::F2 && cut) return 2 * slimming_.width;
+    return model_.length(axis);
+  }
+
+  const Model& model_;
+  const Renumbering numbers_;
+  const Slimming slimming_;
+};
 
 }  // namespace
 
-bool is_flipped(const Weight& weight, const StoredMatrix& matrix) {
-  return weight.rule->input_first() && !matrix.transposed;
-}
-
-std::uint64_t matrix_bytes(const Model& model, const Weight& weight) {
-  const StoredMatrix matrix = stored_matrix(model, weight);
-  const auto values = static_cast<std::uint64_t>(matrix.packing.rows) * static_cast<std::uint64_t>(matrix.packing.cols);
-  std::uint64_t bytes = values * sizeof(std::uint16_t) * (is_flipped(weight, matrix) ? 2 : 1);
-  for (std::size_t part = 0; part < kPartCount; ++part) {
-    const auto& stored = matrix.parts[static_cast<Part>(part)];
-    if (stored) bytes += TensorSpec{stored->name, stored->dtype, stored->shape}.bytes();
-  }
-  return bytes;
-}
-
 void add_twin_tensors(TwinRequest& twin, std::span<const OutputTensor> pruned, const Plan& plan, Mtp mtp) {
   const Model& model = *twin.model;
-  const Renumbering numbers(model, plan, mtp);
-  const auto add = [&](OutputTensor tensor, std::size_t origin, const Weight* weight, std::vector<int> experts) {
+  const TwinWeights weights(model, plan, mtp);
+  const auto add = [&](OutputTensor tensor, std::size_t origin) {
     twin.tensors.push_back(std::move(tensor));
-    twin.sources.push_back({origin, weight, std::move(experts)});
+    twin.origins.push_back(origin);
   };
   for (std::size_t i = 0; i < pruned.size(); ++i) {
     const OutputTensor& tensor = pruned[i];
@@ -102,12 +125,9 @@ void add_twin_tensors(TwinRequest& twin, std::span<const OutputTensor> pruned, c
     const TensorPlace place = stored ? place_of(model, *stored) : TensorPlace{};
     const Weight* weight = place.rule ? &weight_at(model, place) : nullptr;
     if (weight == nullptr || !is_quantised(*weight)) {
-      if (weight != nullptr || stored == nullptr || follows(model, *stored)) add(tensor, i, nullptr, {});
+      if (weight != nullptr || stored == nullptr || follows(model, *stored)) add(tensor, i);
     } else if (place.part == Part::values) {
-      std::vector<int> experts;
-      if (weight->fused()) experts = kept_experts(model, numbers, place.layer);
-      TensorSpec spec = spec_of(model, *weight, experts.size(), tensor.spec.name);
-      add({std::move(spec), tensor.pieces}, i, weight, std::move(experts));
+      add(weights.dequantised(tensor, place, *weight), i);
     }
   }
 }

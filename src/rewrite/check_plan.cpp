@@ -22,6 +22,9 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
   if (plan.experts != model.experts) {
     refuse(model, fmt::format("it chooses among {} experts per layer, the checkpoint has {}", plan.experts, model.experts));
   }
+  if (plan.width != 0 && plan.width != model.expert_width) {
+    refuse(model, fmt::format("it chooses among {} atomic experts per expert, the checkpoint has {}", plan.width, model.expert_width));
+  }
   if (plan.experts_per_token != model.experts_per_token) {
     refuse(model, fmt::format("it was made for {} experts per token, the checkpoint has {}", plan.experts_per_token,
                               model.experts_per_token));
@@ -66,6 +69,25 @@ void check_layers(const Model& model, const Plan& plan, Mtp mtp) {
                             fmt::join(expected, ", "), fmt::join(got, ", ")));
 }
 
+/// One range list per kept expert; every range within the experts and behind the one before it.
+void check_atoms(const Model& model, const Plan& plan, const PlanLayer& layer) {
+  if (plan.width == 0 && layer.atoms.empty()) return;
+  if (layer.atoms.size() != layer.keep.size()) {
+    refuse(model, fmt::format("layer {} lists the atomic experts of {} experts, expected {}", layer.layer, layer.atoms.size(),
+                              plan.width == 0 ? 0 : layer.keep.size()));
+  }
+  for (std::size_t i = 0; i < layer.atoms.size(); ++i) {
+    int free = 0;
+    for (const AtomRange& range : layer.atoms[i]) {
+      if (range.begin < free || range.end <= range.begin || range.end > plan.width) {
+        refuse(model, fmt::format("layer {} keeps atomic experts [{}, {}) of expert {}, expected ascending ranges from 0 to {} that do not "
+                                  "touch", layer.layer, range.begin, range.end, layer.keep[i], plan.width));
+      }
+      free = range.end + 1;
+    }
+  }
+}
+
 void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
   // One count in config.json serves all layers, so unequal layers could not be loaded.
   if (static_cast<int>(layer.keep.size()) != plan.keep) {
@@ -97,7 +119,10 @@ void check_plan(const Model& model, const Plan& plan, std::string_view fingerpri
   check_head(model, plan, fingerprint);
   check_router(model, plan);
   check_layers(model, plan, mtp);
-  for (const PlanLayer& layer : plan.layers) check_keep(model, plan, layer);
+  for (const PlanLayer& layer : plan.layers) {
+    check_keep(model, plan, layer);
+    check_atoms(model, plan, layer);
+  }
 }
 
 }  // namespace moetrim

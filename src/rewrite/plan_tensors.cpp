@@ -11,8 +11,20 @@
 #include "moetrim/rewrite.h"
 #include "rewrite/module_lists.h"
 #include "rewrite/renumbering.h"
+#include "rewrite/slim_tensors.h"
 
 namespace moetrim {
+
+std::uint64_t AtomCut::row_bytes_after() const {
+  std::uint64_t units = 0;
+  for (const AtomRange& range : *atoms) units += static_cast<std::uint64_t>((range.end + step - 1) / step - range.begin / step);
+  return units * kept_bytes + zero_bytes;
+}
+
+std::uint64_t Piece::bytes() const {
+  if (!cut.atoms) return end - begin;
+  return (end - begin) / cut.row_bytes * cut.row_bytes_after();
+}
 
 namespace {
 
@@ -98,11 +110,14 @@ std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& p
 
 std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp) {
   const Renumbering numbers(model, plan, mtp);
+  const Slimming slimming = slimming_of(model, plan, mtp);
+  const SlimTensors slim(model, slimming, numbers);
   const auto& tensors = model.checkpoint->tensors();
   std::vector<OutputTensor> out;
   out.reserve(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (mtp == Mtp::drop && is_mtp(model, tensors[i], model.places.at(i))) continue;
+    if (slim.append(tensors[i], model.places[i], out)) continue;
     if (auto tensor = rewritten(tensors[i], model.places.at(i), numbers)) out.push_back(std::move(*tensor));
   }
   return out;

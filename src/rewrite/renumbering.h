@@ -1,4 +1,4 @@
-// Which experts of a layer stay, and under which number.
+// Which experts of a layer stay, under which number, and which of their atomic experts.
 #pragma once
 
 #include <vector>
@@ -21,10 +21,13 @@ class Renumbering {
   const std::vector<int>& keep(int layer) const;
   /// The new id, -1 for an expert that is dropped. Only for layers that are covered and experts that exist.
   int new_id(int layer, int expert) const;
+  /// Parallel to keep(): the atomic experts that stay; empty when the plan keeps experts whole. Only for layers that are covered.
+  const std::vector<SharedAtoms>& atoms(int layer) const;
 
  private:
-  std::vector<std::vector<int>> keep_;    ///< [layers and blocks], empty where not covered
-  std::vector<std::vector<int>> new_id_;  ///< [layers and blocks][E], empty where not covered
+  std::vector<std::vector<int>> keep_;           ///< [layers and blocks], empty where not covered
+  std::vector<std::vector<int>> new_id_;         ///< [layers and blocks][E], empty where not covered
+  std::vector<std::vector<SharedAtoms>> atoms_;  ///< [layers and blocks][kept]
 };
 
 }  // namespace moetrim

@@ -1,6 +1,7 @@
 // config.json of the new checkpoint, and what the user should know about the result.
 
 #include <array>
+#include <charconv>
 
 #include <fmt/format.h>
 
@@ -14,9 +15,18 @@ namespace moetrim {
 
 namespace {
 
+constexpr const char* kSlimKey = "moetrim_slim";
+constexpr const char* kSlimClass = "SlimMoe";
 constexpr const char* kText = "text_config";  // where multi-modal models keep the language model's keys
 constexpr const char* kQuantization = "quantization_config";
 constexpr const char* kRoutedScale = "routed_scaling_factor";
+
+std::optional<int> whole_number(std::string_view text) {
+  int value = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < 0) return std::nullopt;
+  return value;
+}
 
 /// Loaders differ in which alias wins, so a stale one must not stay behind.
 void set_expert_counts(nlohmann::ordered_json& object, const Model& model, int keep) {
@@ -40,8 +50,38 @@ void set_where_present(nlohmann::ordered_json& object, std::string_view key, con
   if (found != object.end() && !found->is_null()) *found = value;
 }
 
+/// Only where it says what the language model's key says: vision towers have a key of this name too.
+void set_width(nlohmann::ordered_json& object, const Model& model, const Slimming& slimming) {
+  const Family& family = *model.family;
+  const auto found = object.find(std::string(family.expert_width_key));
+  if (found == object.end() || *found != model.expert_width) return;
+  *found = slimming.width;
+  if (family.shared_width_key == family.expert_width_key && !family.shared_count_key.empty()) {
+    set_where_present(object, family.shared_count_key, slimming.shared_width / slimming.width);
+  }
+}
+
+void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
+  config["architectures"] = {kSlimClass};
+  auto& classes = config["auto_map"] = nlohmann::ordered_json::object();
+  for (const char* loader : {"AutoModelForCausalLM", "AutoModelForImageTextToText"}) {
+    classes[loader] = fmt::format("{}.{}", kSlimFile.substr(0, kSlimFile.find('.')), kSlimClass);
+  }
+  auto& slim = config[kSlimKey] = nlohmann::ordered_json::object();
+  slim["version"] = 1;
+  slim["architecture"] = slimming.architecture;
+  slim["input_first"] = slimming.input_first;
+  slim["widths"] = nlohmann::ordered_json::object();
+  for (const PlanLayer& layer : plan.layers) {
+    if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
+    auto& widths = slim["widths"][std::to_string(layer.layer)] = nlohmann::ordered_json::array();
+    for (const AtomRanges& atoms : layer.atoms) widths.push_back(atom_count(atoms));
+  }
+}
+
 void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp) {
   set_expert_counts(object, model, plan.keep);
+  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::config) set_width(object, model, slimming);
   if (mtp == Mtp::drop) {
     for (const auto key : kMtpCounts) set_where_present(object, key, 0);
   }
@@ -69,11 +109,40 @@ std::string drift_warning(const Model& model, const Plan& plan) {
 
 }  // namespace
 
+std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config, std::string_view where) {
+  const auto found = config.find(kSlimKey);
+  if (found == config.end()) return std::nullopt;
+  constexpr std::int64_t kMost = 1 << 28;
+  const auto wrong = [&](std::string_view what) {
+    throw InvalidInput(fmt::format("{}: {}: {}; write the checkpoint again", where, kSlimKey, what));
+  };
+  SlimWidths out;
+  if (!found->is_object() || found->value("version", nlohmann::ordered_json()) != 1) wrong("expected an object of version 1");
+  const auto first = found->find("input_first"), widths = found->find("widths");
+  if (first == found->end() || !first->is_boolean()) wrong("expected input_first, true or false");
+  if (widths == found->end() || !widths->is_object() || widths->empty()) wrong("expected widths, an object by layer");
+  out.input_first = *first;
+  for (const auto& [key, list] : widths->items()) {
+    const auto layer = whole_number(key);
+    if (!layer || !list.is_array() || list.empty()) wrong(fmt::format("expected a list of widths by a layer's number, got {}", in_quotes(key)));
+    auto& of_layer = out.widths[*layer];
+    for (const auto& width : list) {
+      const bool counts = width.is_number_unsigned() && width.get<std::uint64_t>() <= kMost;
+      if (!counts) wrong(fmt::format("layer {}: {} is no width", *layer, width.dump().substr(0, 40)));
+      of_layer.push_back(width.get<std::int64_t>());
+    }
+  }
+  return out;
+}
+
 nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp) {
   nlohmann::ordered_json config = model.checkpoint->config();
   rewrite_object(config, model, plan, mtp);
   const auto text = config.find(kText);
   if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, mtp);
+  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::listed) {
+    list_widths(config, model, plan, mtp, slimming);
+  }
   return config;
 }
 

@@ -1,0 +1,48 @@
+// What becomes of the tensors of experts that lose atomic experts, and of a shared expert that must follow.
+#pragma once
+
+#include <vector>
+
+#include "moetrim/family.h"
+#include "moetrim/rewrite.h"
+#include "rewrite/atom_layout.h"
+#include "rewrite/renumbering.h"
+
+namespace moetrim {
+
+/// The weight that a tensor is a part of. Only for places with a rule.
+const Weight& weight_at(const Model& model, const TensorPlace& place);
+
+class SlimTensors {
+ public:
+  /// All three must outlive this.
+  SlimTensors(const Model& model, const Slimming& slimming, const Renumbering& numbers)
+      : model_(model), slimming_(slimming), numbers_(numbers) {}
+
+  /// Appends what becomes of the tensor. False when its bytes follow whole experts, as if there were no atomic experts.
+  /// @throws InvalidInput when codes cannot be parted where the plan says.
+  bool append(const Tensor& tensor, const TensorPlace& place, std::vector<OutputTensor>& out) const;
+
+ private:
+  /// One matrix of a tensor: a kept expert's, or the shared one's.
+  struct Matrix {
+    int expert = -1;    ///< in the source; of a fused tensor
+    int new_id = -1;
+    SharedAtoms atoms;
+  };
+  std::vector<Matrix> matrices(const TensorPlace& place) const;
+  OutputTensor narrowed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept) const;
+  OutputTensor cut(const Tensor& tensor, const TensorPlace& place, const AtomRows& rows, const std::vector<Matrix>& kept) const;
+  OutputTensor quantised_again(const Tensor& tensor, const TensorPlace& place, const AtomLayout& layout,
+                               const std::vector<Matrix>& kept) const;
+  void append_listed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept,
+                     std::vector<OutputTensor>& out) const;
+  /// Nothing for a part that stays as it is.
+  std::optional<OutputTensor> widened(const Tensor& tensor, const TensorPlace& place) const;
+
+  const Model& model_;
+  const Slimming& slimming_;
+  const Renumbering& numbers_;
+};
+
+}  // namespace moetrim
