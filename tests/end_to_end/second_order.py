@@ -221,20 +221,18 @@ def weights(experts):
 
 
 def scores(layer, predicted, task=0):
-    """Every method's scores of one layer and task for the loss averaged over its predicted tokens, [E, F] or [E]."""
-    n = np.maximum(layer["tokens"][task], 1)[:, None]
-    a, b, j = (layer[name][task] for name in ("activation", "gradient", "joint"))
-    s = layer["score"][task]
-    square = predicted ** 2
+    """Every method's scores of one layer and task, of the loss averaged over its predicted tokens, [E, F] or [E]."""
+    n = layer["tokens"][task][:, None]
+    mean, joint = layer["score"][task] / predicted ** 2, layer["joint"][task] / predicted ** 2
     return {
-        "heapr": s / square,
-        "heapr-sum": n * s / square,
-        "heapr-joint": j / square,
-        "magnitude": None,
-        "wanda": None,
-        "heapr-expert": s.sum(1) / square,
-        "heapr-sum-expert": (n * s).sum(1) / square,
-        "heapr-joint-expert": j.sum(1) / square,
-        "taylor": layer["taylor"][task].sum(0) / predicted,
-        "fisher": layer["fisher"][task].sum(0) / square,
+        "heapr": mean,
+        "heapr-sum": n * mean,
+        "heapr-joint": joint,
+        "magnitude": np.sqrt(layer["down_squares"] + layer["gate_up_squares"]),
+        "wanda": np.sqrt(layer["activation"][task] * layer["down_squares"]),
+        "heapr-expert": mean.sum(1),
+        "heapr-sum-expert": (n * mean).sum(1),
+        "heapr-joint-expert": joint.sum(1),
+        "taylor": np.abs(layer["taylor"][task].sum(0)) / predicted,
+        "fisher": layer["fisher"][task].sum(0) / predicted ** 2,
     }
