@@ -21,6 +21,8 @@ struct CalibrateOptions : RunOptions {
   int tcess_top_k = 1;              ///< k of PreMoe's marks on raw logits (published: 1)
   double tcess_threshold = -1;      ///< r of PreMoe's marks: the least share that counts, -1 for none (published: -1)
   bool mtp = false;                 ///< also measure multi-token-prediction blocks, as layers after the last one
+  bool second_order = false;        ///< also run the reverse sweep: sums per atomic expert, see AtomStatistics
+  std::uint64_t max_disk = 0;       ///< for hidden states between layers, second order only; 0: nine tenths of what is free
   std::int64_t trace_tokens = 0;    ///< record the routing of that many tokens one by one; 0: none
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();  ///< further facts for the manifest (samples, max_tokens, …)
   std::string tool_version;
@@ -33,10 +35,14 @@ struct CalibrateEstimate {
   std::uint64_t peak_memory_bytes = 0;
   std::uint64_t read_bytes = 0;       ///< weights, all passes
   std::uint64_t disk_bytes = 0;       ///< at most: statistics, trace and the state to resume from
+  std::uint64_t boundary_bytes = 0;   ///< of these, hidden states between layers; second order only
+  int boundary_step = 0;              ///< every how many layers they are kept; those between are computed again
   double operations = 0;              ///< multiply-adds times two
 };
 
-CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
+/// @param output  where calibrate() would write: what is free there bounds the hidden states kept on disk.
+CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
+                                       const std::filesystem::path& output);
 
 /// The manifest that calibrate() would write: what tells whether statistics that exist are those that are wanted.
 StatisticsManifest calibration_manifest(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
@@ -44,7 +50,8 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
 /// Measures the tasks and writes `output` (a folder, conventionally NAME.stats). Work goes on in `output.partial`; after a
 /// kill the same call goes on after the last finished layer and ends with the same bytes.
 /// @throws InvalidInput when `output` exists, a partial folder belongs to another run, or a value becomes NaN;
-///         OutOfResources when not even one demonstration fits into the memory; Interrupted after `stop`.
+///         OutOfResources when not even one demonstration fits into the memory, or its hidden states onto the disk;
+///         Interrupted after `stop`.
 StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
                              const std::filesystem::path& output);
 

@@ -14,8 +14,8 @@
 
 namespace moetrim {
 
-/// What activations are rounded to. Sums inside a matrix product are fp32 in both.
-enum class Precision { fp32, bf16 };
+/// What activations are rounded to. Sums inside a matrix product are fp32 in the first two; fp64 is slow, for checking.
+enum class Precision { fp32, bf16, fp64 };
 
 struct ForwardOptions {
   Precision precision = Precision::fp32;
@@ -31,13 +31,15 @@ struct Sequence {
   std::int64_t begin = 0;   ///< first token in the batch
   std::int64_t length = 0;
   int mask = -1;            ///< index into TokenBatch::masks; -1: all experts
+  int task = 0;             ///< what Backward keeps sums apart by; ascending over a batch
 };
 
-/// Which experts of a layer may be routed to.
+/// Which experts of a layer may be routed to, and which of their atomic experts work.
 struct LayerMask {
   std::vector<bool> kept;   ///< [experts]; empty: no restriction
   bool regroup = false;     ///< the router forgets its groups
   double gate_scale = 1.0;  ///< multiplies the gates: a correction of router drift
+  std::vector<std::vector<float>> atoms = {};  ///< [experts][F] 1 or 0; empty: all work
 };
 /// Per layer: [layers].
 using ExpertMask = std::vector<LayerMask>;
@@ -56,8 +58,8 @@ struct RoutedLayer {
   std::vector<float> logits;          ///< [T, E] raw, before any selection bias
   std::vector<float> probabilities;   ///< [T, E] before selection
   std::vector<std::int32_t> ids;      ///< [T, K] best first
-  std::vector<float> gates;           ///< [T, K] what really multiplies the expert's output
-  std::vector<float> input_gates;     ///< [T, K] what multiplies its input instead, gates are 1 then; empty in other families
+  std::vector<double> gates;          ///< [T, K] what really multiplies the expert's output
+  std::vector<double> input_gates;    ///< [T, K] what multiplies its input instead, gates are 1 then; empty in other families
   std::vector<float> norms;           ///< [T, K] |f|2 of the expert's output before the gate
   std::vector<float> max_abs;         ///< [T, K] max |f| over channels
   std::vector<double> turns;          ///< [T] max(0, 1 - cos(h, h + r)): r is the routed experts' sum, h the residual before it
@@ -74,8 +76,8 @@ class Forward {
   /// Embeds the batch and opens the weights from layer 0 on.
   /// @throws InvalidInput when a token id is outside the vocabulary.
   void begin(TokenBatch batch);
-  /// Goes on with hidden states [T, H] that were taken before `layer`.
-  void resume(TokenBatch batch, int layer, const at::Tensor& hidden);
+  /// Goes on with hidden states [T, H] that were taken before `layer`. @param end  the layer to stop before; -1: run them all.
+  void resume(TokenBatch batch, int layer, const at::Tensor& hidden, int end = -1);
 
   int next_layer() const;
   bool done() const;
@@ -88,13 +90,77 @@ class Forward {
   /// run with the last token instead, so that their records mean nothing.
   const at::Tensor& hidden() const;
 
-  /// Logits [rows.size(), V] fp32 for rows of a residual stream that has passed all layers.
+  /// Logits [rows.size(), V] fp32 (fp64 in an fp64 run) for rows of a residual stream that has passed all layers.
   at::Tensor logits(const at::Tensor& hidden, std::span<const std::int64_t> rows);
 
   /// Bytes that a batch of that many tokens needs beside the weights.
   static std::uint64_t bytes_per_token(const Model& model, Precision precision);
   /// Bytes that the weights in work need.
   static std::uint64_t weight_bytes(const Model& model, const ForwardOptions& options);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// A token that the loss is taken of: the logits of `row` against the token after it.
+struct Prediction {
+  std::int64_t row = 0;       ///< of the batch, ascending over predictions
+  std::int32_t target = 0;    ///< token id
+};
+
+/// Sums over the tokens that ran, of one MoE layer; see AtomStatistics for what they mean.
+struct AtomSums {
+  std::vector<double> tokens;                            ///< [tasks, E]
+  std::vector<double> activation, gradient, joint;       ///< [tasks, E, F]
+  std::vector<double> down_squares, gate_up_squares;     ///< [E, F]; of the weights, filled when they are empty
+};
+
+/// What the reverse sweep finds in one MoE layer.
+struct ReversedLayer {
+  int layer = 0;
+  std::int64_t tokens = 0;
+  int experts = 0, experts_per_token = 0;
+  std::vector<std::int32_t> ids;    ///< [T, K] as the forward sweep routed them
+  std::vector<double> products;     ///< [T, K] gT o: the loss gradient at the block's output times the expert's gated output
+  AtomSums sums;                    ///< added to; the caller sets the sizes
+};
+
+/// The reverse sweep: layers from last to first, each recomputed from the hidden states before it and differentiated alone.
+///
+/// With y_t = sum of p o over the routed experts, added to the residual stream, the gradient at an expert's output is the
+/// incoming gradient times p; so a layer's sums need no backward pass through that layer. HEAPr, arXiv 2509.22299.
+/// Attention, norms, router, gates, shared experts and dense MLPs are differentiated by LibTorch in fp32 (fp64 in an fp64
+/// run); routed experts by three matrix products each: gate_up again, gradient through down_proj, and back through gate_up.
+class Backward {
+ public:
+  Backward(const Model& model, const ForwardOptions& options);
+  ~Backward();
+  Backward(const Backward&) = delete;
+  Backward& operator=(const Backward&) = delete;
+
+  /// Takes the loss, the sum of the cross entropy over the predictions, after the last layer.
+  /// @param hidden  [T, H] residual stream after all layers
+  /// @return the loss of every task, in nats: [tasks]
+  std::vector<double> begin(TokenBatch batch, const at::Tensor& hidden, std::span<const Prediction> predictions);
+  /// Goes on before `layer` is run, with the gradient [T, H] after it.
+  void resume(TokenBatch batch, int layer, const at::Tensor& gradient);
+
+  /// The layer that runs next; done() below the lowest MoE layer, since nothing is measured there.
+  int next_layer() const;
+  bool done() const;
+  /// Runs next_layer() backwards. `reversed` is filled for an MoE layer and left alone for a dense one.
+  /// @param hidden  [T, H] residual stream before the layer, as the forward sweep had it.
+  /// @throws InvalidInput naming the layer when a gradient becomes NaN or infinite.
+  void run_layer(const at::Tensor& hidden, ReversedLayer& reversed);
+
+  /// [T, H] fp32 (fp64 in an fp64 run): of the loss by the residual stream before the layers run so far.
+  const at::Tensor& gradient() const;
+
+  /// Bytes that a batch of that many tokens needs beside the weights.
+  static std::uint64_t bytes_per_token(const Model& model, Precision precision);
+  /// Bytes that the values on tape of the longest sequence need, for each thread.
+  static std::uint64_t tape_bytes(const Model& model, Precision precision, std::int64_t longest);
 
  private:
   struct State;

@@ -9,7 +9,7 @@
 namespace moetrim {
 
 struct RunOptions {
-  std::string precision = "bf16";   ///< what activations are rounded to: "fp32" or "bf16"
+  std::string precision = "bf16";   ///< what activations are rounded to: "fp32", "bf16" or "fp64"
   std::string device = "cpu";       ///< "cpu" or "cuda:N"
   int threads = 0;                  ///< 0: all cores that the process may use
   std::uint64_t max_memory = 0;     ///< bytes that the process may use; 0: what the machine or its cgroup has left

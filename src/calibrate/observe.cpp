@@ -150,6 +150,21 @@ void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence
   }
 }
 
+void observe_products(const ReversedLayer& reversed, const std::vector<MeasuredSequence>& sequences, AtomStatistics& out) {
+  const int slots = reversed.experts_per_token;
+  for (const MeasuredSequence& sequence : sequences) {
+    const auto row = static_cast<std::size_t>((sequence.task * kSlices + sequence.slice) * out.experts);
+    double* taylor = out.taylor.data() + row;
+    double* fisher = out.fisher.data() + row;
+    for (auto pair = static_cast<std::size_t>(sequence.begin * slots);
+         pair < static_cast<std::size_t>((sequence.begin + sequence.length) * slots); ++pair) {
+      const double product = reversed.products[pair];
+      taylor[reversed.ids[pair]] += product;
+      fisher[reversed.ids[pair]] += product * product;
+    }
+  }
+}
+
 void observe_transitions(const std::vector<std::int32_t>& from, const RoutedLayer& to,
                          const std::vector<MeasuredSequence>& sequences, LayerStatistics& out) {
   const int top_k = to.experts_per_token;

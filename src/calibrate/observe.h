@@ -19,6 +19,9 @@ struct ObserveOptions {
 void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence>& sequences, const ObserveOptions& options,
                    LayerStatistics& out);
 
+/// Sums of gT o and of its square, over all tokens that ran.
+void observe_products(const ReversedLayer& reversed, const std::vector<MeasuredSequence>& sequences, AtomStatistics& out);
+
 /// Pairs of experts that a token used in one MoE layer and in the next.
 /// @param from  [T, K] ids of the earlier layer
 void observe_transitions(const std::vector<std::int32_t>& from, const RoutedLayer& to,

@@ -39,7 +39,7 @@ void append(TokenGroup& group, const Source& source, Count count) {
   const auto length = static_cast<std::int64_t>(ids.size());
   const auto counted = counted_range(*source.demonstration, count);
   group.batch.ids.insert(group.batch.ids.end(), ids.begin(), ids.end());
-  group.batch.sequences.push_back({.begin = begin, .length = length, .mask = -1});
+  group.batch.sequences.push_back({.begin = begin, .length = length, .mask = -1, .task = source.task});
   group.sequences.push_back({.begin = begin,
                              .length = length,
                              .count_begin = begin + counted.first,

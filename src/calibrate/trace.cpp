@@ -51,10 +51,11 @@ void write_trace_tokens(const std::filesystem::path& folder, const TokenGroup& g
 
 void write_trace_layer(const std::filesystem::path& folder, const RoutedLayer& routed, std::int64_t tokens) {
   const int k = routed.experts_per_token;
+  const std::vector<float> gates(routed.gates.begin(), routed.gates.end());
   write_columns(folder / layer_file_name(routed.layer),
                 {column("turns", Dtype::f64, routed.turns, tokens, 0),
                  column("logits", Dtype::f32, routed.logits, tokens, routed.experts),
-                 column("ids", Dtype::i32, routed.ids, tokens, k), column("gates", Dtype::f32, routed.gates, tokens, k),
+                 column("ids", Dtype::i32, routed.ids, tokens, k), column("gates", Dtype::f32, gates, tokens, k),
                  column("norms", Dtype::f32, routed.norms, tokens, k),
                  column("max_abs", Dtype::f32, routed.max_abs, tokens, k)});
 }

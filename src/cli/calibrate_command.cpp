@@ -5,14 +5,17 @@
 #include "cli/command.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
+#include "moetrim/export.h"
 
 namespace moetrim::cli {
 
 void CalibrateFlags::add(CLI::App& command) {
   task.add(command);
   run.add(command);
-  command.add_option("--statistics", statistics, "default: all first-order statistics; none: the forward pass alone, for timing")
-      ->check(CLI::IsMember({"default", "none"}))->capture_default_str();
+  command.add_option("--statistics", statistics, "default: all first-order statistics; second-order: also the reverse sweep, for scores of atomic experts; none: the "
+                 "forward pass alone, for timing")
+      ->check(CLI::IsMember({"default", "second-order", "none"}))->capture_default_str();
+  command.add_option("--max-disk", max_disk, "Disk for hidden states between layers, second order only, for example 200GiB");
   command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
   command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: the least share that counts; -1: all count")
       ->check(CLI::Range(-1.0, 1.0))->capture_default_str();
@@ -25,6 +28,9 @@ CalibrateOptions CalibrateFlags::options(const Session& session) const {
   CalibrateOptions options;
   run.apply(options, session, "calibrate");
   options.count = task.count_value();
+  options.second_order = statistics == "second-order";
+  if (!max_disk.empty() && !options.second_order) throw UsageError("--max-disk is for --statistics second-order");
+  if (!max_disk.empty()) options.max_disk = parse_bytes(max_disk);
   options.tcess_top_k = tcess_top_k;
   options.tcess_threshold = tcess_threshold;
   options.mtp = mtp == "prune";
@@ -38,19 +44,30 @@ CalibrateOptions CalibrateFlags::options(const Session& session) const {
 
 namespace {
 
+/// What the reverse sweep keeps between the sweeps.
+std::string describe_boundaries(const CalibrateEstimate& e) {
+  const std::string which = e.boundary_step == 1 ? "before every layer"
+                                                 : fmt::format("before every {} layers, those between are computed again", e.boundary_step);
+  return fmt::format("{} on disk for hidden states {}, in {} pass(es)", human_bytes(e.boundary_bytes), which, e.groups);
+}
+
 void print_estimate(const Session& session, const CalibrateEstimate& e) {
   const nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
                                     {"read_bytes", e.read_bytes},
                                     {"disk_bytes", e.disk_bytes},
+                                    {"boundary_bytes", e.boundary_bytes},
+                                    {"boundary_step", e.boundary_step},
                                     {"operations", e.operations},
                                     {"seconds_at_100_gflops", e.operations / 1e11}};
+  std::string boundaries;
+  if (e.boundary_step > 0) boundaries = "states   " + describe_boundaries(e) + "\n";
   session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {}\ndisk     {} at most\n"
-                                  "time     about {:.0f} s at 100 GFLOP/s\n",
+                                  "{}time     about {:.0f} s at 100 GFLOP/s\n",
                                   e.tokens, e.groups, e.groups > 1 ? " (hidden states of all tokens do not fit at once)" : "",
                                   human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), human_bytes(e.disk_bytes),
-                                  e.operations / 1e11));
+                                  boundaries, e.operations / 1e11));
 }
 
 void run_calibrate(const Session& session, const std::string& folder, const CalibrateFlags& flags, const std::string& output,
@@ -67,16 +84,23 @@ void run_calibrate(const Session& session, const std::string& folder, const Cali
   if (model.nested_config && !model.family->untouched.empty()) {
     session.note("note: only text is measured; experts that images or sound would use may look unused");
   }
-  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options));
+  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options, output));
   if (!measures) {
     run_forward_only(model, tasks, options);
     return session.print({{"statistics", nullptr}}, "forward pass done, nothing written\n");
+  }
+  if (options.second_order) {
+    session.note("second order: " + describe_boundaries(estimate_calibration(model, tasks, options, output)));
   }
   const StatisticsManifest manifest = calibrate(model, tasks, options, output);
   std::string text;
   for (const auto& task : manifest.tasks) {
     text += fmt::format("{}: {} demonstrations, {} tokens, {} counted\n", task.name, task.demonstrations, task.tokens,
                         task.counted_tokens);
+    if (options.second_order) {
+      text += fmt::format("  loss {:.4f} nats a token, over {} predicted\n", task.loss / static_cast<double>(task.predicted_tokens),
+                          task.predicted_tokens);
+    }
   }
   session.print({{"statistics", output}, {"manifest", manifest_to_json(manifest)}}, text + "statistics in " + output + "\n");
 }

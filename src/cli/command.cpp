@@ -70,7 +70,7 @@ std::vector<Task> read_tasks(const std::vector<std::string>& files, const std::f
 
 void RunFlags::add(CLI::App& command) {
   command.add_option("--dtype", dtype, "What activations are rounded to: fp32 or bf16")
-      ->check(CLI::IsMember({"fp32", "bf16"}))->capture_default_str();
+      ->check(CLI::IsMember({"fp32", "bf16", "fp64"}))->capture_default_str();
   command.add_option("--device", device, "cpu or cuda:0")->capture_default_str();
   command.add_option("--threads", threads, "Worker threads; 0: all cores")->check(CLI::NonNegativeNumber);
   command.add_option("--max-memory", max_memory, "Memory the process may use, for example 8GiB; default: what is available");

@@ -56,7 +56,7 @@ class Part {
     integer("max-tokens", 0, out.max_tokens);
   }
   void run(RunFlags& out) {
-    choice("dtype", {"fp32", "bf16"}, out.dtype);
+    choice("dtype", {"fp32", "bf16", "fp64"}, out.dtype);
     text("device", out.device);
     integer("threads", 0, out.threads);
     text("max-memory", out.max_memory);

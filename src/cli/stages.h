@@ -20,6 +20,7 @@ struct CalibrateFlags {
   double tcess_threshold = -1;
   std::int64_t trace = 0;
   std::string mtp = "prune";
+  std::string max_disk;
 
   void add(CLI::App& command);
   CalibrateOptions options(const Session& session) const;

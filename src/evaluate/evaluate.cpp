@@ -131,8 +131,8 @@ class Evaluation {
       results.push_back({.name = task.name, .model = {}, .plans = std::vector<LossSums>(masks_.size()), .against = {}});
       if (against_ != nullptr) results.back().against.emplace();
     }
-    const auto copies = static_cast<std::int64_t>(masks_.size()) + (against_ != nullptr ? 2 : 1);
-    const MemoryPlan plan = plan_memory(model_, options_, copies);
+    const std::uint64_t copies = masks_.size() + (against_ != nullptr ? 2 : 1);
+    const MemoryPlan plan = plan_memory(model_, options_, forward_token_bytes(model_, options_) * copies);
     const auto sources = all_demonstrations(tasks, plan);
     std::vector<std::int64_t> lengths;
     for (const Source& source : sources) {

@@ -73,7 +73,7 @@ class Generator {
 
  private:
   void check_memory() const {
-    const std::uint64_t element = numerics_.tile() == at::kFloat ? 4 : 2;
+    const std::uint64_t element = at::elementSize(numerics_.tile());
     std::uint64_t elements = 0;
     for (const Tensor& tensor : model_.checkpoint->tensors()) {
       std::uint64_t count = 1;
@@ -164,19 +164,19 @@ class Generator {
     for (std::size_t i = 0; i < step.answers.size(); ++i) {
       parts.push_back({step.lengths[i], step.answers[i]->length, &step.answers[i]->caches[index]});
     }
-    attend(context_, tensors, layer.weights, parts, step.hidden, own, [this](std::int64_t count, const auto& body) {
+    const auto in_parallel = [this](std::int64_t count, const auto& body) {
       pool_.run(count, [&](std::int64_t i, int) { body(i); });
-    });
+    };
+    // A clone: shared experts use the scratch that it is in.
+    const at::Tensor normed = attend_and_norm(context_, tensors, layer.weights, parts, step.hidden, own, in_parallel).clone();
     const auto rows = step.hidden.size(0);
-    at::Tensor normed = at::empty({rows, model_.hidden}, step.hidden.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, step.hidden, layer.weights.mlp_norm, normed);
     if (!tensors.sparse) {
       kernels::add_rows(numerics_, step.hidden,
-                        gated_mlp(context_, normed, {layer.weights.dense_gate_up, layer.weights.dense_down}, own),
+                        gated_mlp(context_, normed, layer.weights.dense_gate_up, layer.weights.dense_down, own),
                         model_.residual_scale);
       return;
     }
-    at::Tensor sum = at::zeros({rows, model_.hidden}, step.hidden.options().dtype(at::kFloat));
+    at::Tensor sum = at::zeros({rows, model_.hidden}, step.hidden.options().dtype(numerics_.wide()));
     run_routed(index, normed, sum);
     const at::Tensor shared = shared_output(context_, layer.weights, normed, own);
     at::Tensor turns = at::empty({rows}, step.hidden.options().dtype(at::kDouble));
@@ -194,7 +194,9 @@ class Generator {
     const auto next_expert = [&]() -> ExpertLoader {
       return [&weights = layer.experts[expert++]] { return weights; };
     };
-    run_experts(context_, next_expert, stored, routed, sum, pool_, scratch_);
+    MaskOfToken of_all;
+    if (mask != nullptr) of_all = [mask](std::int64_t) { return mask; };
+    run_experts(context_, next_expert, stored, of_all, routed, sum, pool_, scratch_);
   }
 
   /// Takes the most probable token of every answer; drops the answers that are complete.

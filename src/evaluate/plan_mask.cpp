@@ -2,17 +2,38 @@
 
 #include "evaluate/plan_mask.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
 
 namespace moetrim {
 
+namespace {
+
+/// [experts][F]: 1 for atomic experts that stay.
+std::vector<std::vector<float>> atom_masks(const Model& model, const PlanLayer& layer) {
+  std::vector<std::vector<float>> masks(static_cast<std::size_t>(model.experts),
+                                        std::vector<float>(static_cast<std::size_t>(model.expert_width), 0.0F));
+  for (std::size_t i = 0; i < layer.keep.size(); ++i) {
+    auto& mask = masks[static_cast<std::size_t>(layer.keep[i])];
+    for (const AtomRange& range : layer.atoms[i]) std::fill(mask.begin() + range.begin, mask.begin() + range.end, 1.0F);
+  }
+  return masks;
+}
+
+}  // namespace
+
 ExpertMask mask_of(const Model& model, const Plan& plan) {
   if (plan.family != model.family->name || plan.experts != model.experts) {
     throw InvalidInput(fmt::format("{}: the plan is for {} with {} experts, the checkpoint is {} with {}",
                                    model.checkpoint->folder().string(), plan.family, plan.experts, model.family->name,
                                    model.experts));
+  }
+  if (plan.width > 0 && plan.width != model.expert_width) {
+    throw InvalidInput(fmt::format("{}: the plan is for experts of width {}, those of the checkpoint have {}",
+                                   model.checkpoint->folder().string(), plan.width, model.expert_width));
   }
   ExpertMask mask(static_cast<std::size_t>(model.layers));
   const auto drift = router_drift(plan);
@@ -27,6 +48,7 @@ ExpertMask mask_of(const Model& model, const Plan& plan) {
     auto& kept = of_layer.kept;
     kept.assign(static_cast<std::size_t>(model.experts), false);
     for (const int expert : layer.keep) kept[static_cast<std::size_t>(expert)] = true;
+    if (plan.width > 0) of_layer.atoms = atom_masks(model, layer);
   }
   if (planned != model.moe_layers()) {
     throw InvalidInput(fmt::format("{}: the plan covers other layers than the checkpoint's {} MoE layers",

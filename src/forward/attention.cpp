@@ -27,16 +27,30 @@ std::vector<std::int64_t> part_begins(std::span<const SequencePart> parts) {
   return begins;
 }
 
+}  // namespace
+
 /// Llama-4's layers without rope: queries grow with the logarithm of their position.
-void tune_temperature(const TileContext& context, const SequencePart& part, at::Tensor queries) {
+at::Tensor query_temperature(const TileContext& context, const SequencePart& part) {
   const Model& model = context.model;
-  const at::Tensor position = at::arange(part.past, part.past + part.length, queries.options().dtype(at::kFloat)) + 1.0;
-  const at::Tensor scale = at::log1p(at::floor(position / model.temperature_floor)) * model.temperature_scale + 1.0;
-  queries.mul_(scale.unsqueeze(1).to(queries.scalar_type()));
-  if (context.numerics.bf16_in_fp32) queries.copy_(queries.to(at::kBFloat16));
+  const auto options = at::TensorOptions().dtype(context.numerics.wide()).device(context.device);
+  const at::Tensor position = at::arange(part.past, part.past + part.length, options) + 1.0;
+  return (at::log1p(at::floor(position / model.temperature_floor)) * model.temperature_scale + 1.0).unsqueeze(1);
 }
 
-}  // namespace
+kernels::HeadLayout head_layout(const Model& model, const LayerTensors& layer, const AttentionWeights& weights) {
+  const bool unit = model.query_key_norm == QueryKeyNorm::unit_after_rope;
+  return {.heads = model.heads,
+          .key_value_heads = model.key_value_heads,
+          .head_dim = model.head_dim,
+          .norm = unit && !layer.rotates ? QueryKeyNorm::none : model.query_key_norm,
+          .clip = model.clip,
+          .query_norm = weights.query_norm,
+          .key_norm = weights.key_norm};
+}
+
+AttentionRule attention_rule(const Model& model, const LayerTensors& layer, const AttentionWeights& weights) {
+  return {.scale = model.attention_scale, .window = layer.window, .chunk = layer.chunk, .sinks = weights.sinks};
+}
 
 at::Tensor attend_with_cache(const SequencePart& part, const at::Tensor& queries, const at::Tensor& keys,
                              const at::Tensor& values, const AttentionRule& rule) {
@@ -56,15 +70,8 @@ at::Tensor grouped_query_attention(const TileContext& context, const LayerTensor
   const auto keys = model.key_value_heads * model.head_dim;
   const at::Tensor qkv = linear(normed, weights.query_key_value, weights.query_key_value_bias, scratch.qkv);
   at::Tensor attended = grow(scratch.attended, rows, queries, context.numerics.tile(), context.device).narrow(0, 0, rows);
-  const bool unit = model.query_key_norm == QueryKeyNorm::unit_after_rope;
-  const kernels::HeadLayout layout{.heads = model.heads,
-                                   .key_value_heads = model.key_value_heads,
-                                   .head_dim = model.head_dim,
-                                   .norm = unit && !layer.rotates ? QueryKeyNorm::none : model.query_key_norm,
-                                   .clip = model.clip,
-                                   .query_norm = weights.query_norm,
-                                   .key_norm = weights.key_norm};
-  const AttentionRule rule{.scale = model.attention_scale, .window = layer.window, .chunk = layer.chunk, .sinks = weights.sinks};
+  const kernels::HeadLayout layout = head_layout(model, layer, weights);
+  const AttentionRule rule = attention_rule(model, layer, weights);
   const auto begins = part_begins(parts);
   for_each(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
     const SequencePart& sequence = parts[static_cast<std::size_t>(i)];
@@ -72,7 +79,11 @@ at::Tensor grouped_query_attention(const TileContext& context, const LayerTensor
     at::Tensor part = qkv.narrow(0, begin, sequence.length);
     const auto rotation = layer.rotates ? context.rotary.rows(sequence.past, sequence.length) : kernels::Rotation{};
     kernels::rotate_rows(context.numerics, part, layout, rotation);
-    if (!layer.rotates && model.temperature_tuning) tune_temperature(context, sequence, part.narrow(1, 0, queries));
+    if (!layer.rotates && model.temperature_tuning) {
+      at::Tensor tuned = part.narrow(1, 0, queries);
+      tuned.mul_(query_temperature(context, sequence).to(tuned.scalar_type()));
+      if (context.numerics.bf16_in_fp32) tuned.copy_(tuned.to(at::kBFloat16));
+    }
     const auto heads = [&](std::int64_t from, std::int64_t width) {
       return part.narrow(1, from, width).view({sequence.length, -1, model.head_dim});
     };
@@ -107,16 +118,37 @@ void attend(const TileContext& context, const LayerTensors& layer, const LayerWe
                     context.model.residual_scale);
 }
 
-at::Tensor gated_mlp(const TileContext& context, const at::Tensor& x, const GatedMlp& mlp, TileScratch& scratch) {
-  const at::Tensor product = linear(x, mlp.gate_up, mlp.gate_up_bias, scratch.gate_up);
+at::Tensor attend_and_norm(const TileContext& context, const LayerTensors& layer, const LayerWeights& weights,
+                           std::span<const SequencePart> parts, at::Tensor& hidden, TileScratch& scratch, const ForEach& for_each) {
+  attend(context, layer, weights, parts, hidden, scratch, for_each);
+  const auto rows = hidden.size(0);
+  at::Tensor normed =
+      grow(scratch.normed, rows, context.model.hidden, context.numerics.tile(), context.device).narrow(0, 0, rows);
+  kernels::norm_rows(context.numerics, hidden, weights.mlp_norm, normed);
+  return normed;
+}
+
+kernels::GatedUnit gated_unit(const Model& model) {
+  if (model.family->activation == Activation::silu) return {};
+  return {.limit = model.swiglu_limit, .alpha = model.swiglu_alpha, .offset = 1.0};
+}
+
+at::Tensor activate(const TileContext& context, const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& bias,
+                    TileScratch& scratch) {
+  const at::Tensor product = linear(x, gate_up, bias, scratch.gate_up);
   const auto rows = x.size(0);
-  at::Tensor activated = grow(scratch.activated, rows, mlp.down.size(1), x.scalar_type(), context.device).narrow(0, 0, rows);
+  at::Tensor out = grow(scratch.activated, rows, gate_up.size(0) / 2, x.scalar_type(), context.device).narrow(0, 0, rows);
   if (context.model.family->activation == Activation::silu) {
-    kernels::gated_silu(context.numerics, product, activated);
+    kernels::gated_silu(context.numerics, product, out);
   } else {
-    kernels::clamped_swiglu(context.numerics, product, context.model.swiglu_limit, context.model.swiglu_alpha, activated);
+    kernels::clamped_swiglu(context.numerics, product, context.model.swiglu_limit, context.model.swiglu_alpha, out);
   }
-  return linear(activated, mlp.down, mlp.down_bias, scratch.mlp_out);
+  return out;
+}
+
+at::Tensor gated_mlp(const TileContext& context, const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& down,
+                     TileScratch& scratch) {
+  return linear(activate(context, x, gate_up, {}, scratch), down, {}, scratch.mlp_out);
 }
 
 }  // namespace moetrim

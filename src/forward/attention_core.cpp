@@ -39,40 +39,12 @@ constexpr std::int64_t kQueryBlock = 128;
 /// fast as LibTorch's flash attention at a few hundred tokens, since a block multiplies only the keys that it may see.
 at::Tensor blocked_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
                              const AttentionRule& rule) {
-  const auto length = queries.size(0);
-  const auto offset = keys.size(0) - length;
-  const auto head_dim = queries.size(2);
-  const auto value_dim = values.size(2);
-  const auto shared = queries.size(1) / keys.size(1);
-  at::Tensor out = at::empty({length, queries.size(1), value_dim}, queries.options());
-  std::vector<std::int32_t> first, last;
-  std::vector<float> sinks;
-  for (std::int64_t begin = 0; begin < length; begin += kQueryBlock) {
-    const auto count = std::min(kQueryBlock, length - begin);
-    const auto end = offset + begin + count;
-    const auto start = oldest_seen(offset + begin, rule);
-    first.clear();
-    last.clear();
-    for (std::int64_t i = 0; i < count; ++i) {
-      const auto position = offset + begin + i;
-      first.insert(first.end(), static_cast<std::size_t>(shared), static_cast<std::int32_t>(oldest_seen(position, rule) - start));
-      last.insert(last.end(), static_cast<std::size_t>(shared), static_cast<std::int32_t>(position + 1 - start));
-    }
-    for (std::int64_t head = 0; head < keys.size(1); ++head) {
-      const at::Tensor q = queries.narrow(0, begin, count).narrow(1, head * shared, shared).reshape({count * shared, head_dim});
-      const at::Tensor k = keys.slice(0, start, end).select(1, head);
-      const at::Tensor v = values.slice(0, start, end).select(1, head);
-      if (rule.sinks.defined()) {
-        const float* of_head = rule.sinks.const_data_ptr<float>() + head * shared;
-        sinks.clear();
-        for (std::int64_t i = 0; i < count; ++i) sinks.insert(sinks.end(), of_head, of_head + shared);
-      }
-      at::Tensor scores = at::mm(q, k.t());
-      kernels::softmax_rows(scores, first, last, rule.scale, sinks);
-      out.narrow(0, begin, count).narrow(1, head * shared, shared).copy_(at::mm(scores, v).view({count, shared, value_dim}));
-    }
-  }
-  return out.view({length, -1});
+  at::Tensor out = at::empty({queries.size(0), queries.size(1), values.size(2)}, queries.options());
+  visit_blocks(queries, keys, rule, [&](const AttentionBlock& block) {
+    at::Tensor rows = block.rows_of(out);
+    rows.copy_(at::mm(block.shares, block.seen_of(values)).view(rows.sizes()));
+  });
+  return out.view({queries.size(0), -1});
 }
 
 /// With sinks, where no fused operator knows them: the softmax gets a column more, which is then left out.
@@ -81,7 +53,8 @@ at::Tensor attention_with_sinks(const at::Tensor& q, const at::Tensor& k, const 
   const auto shared = q.size(1) / k.size(1);
   const at::Tensor keys = k.repeat_interleave(shared, 1);
   const at::Tensor values = v.repeat_interleave(shared, 1);
-  at::Tensor scores = at::matmul(q.to(at::kFloat), keys.to(at::kFloat).transpose(-1, -2)) * rule.scale;
+  const at::ScalarType wide = at::promote_types(q.scalar_type(), at::kFloat);
+  at::Tensor scores = at::matmul(q.to(wide), keys.to(wide).transpose(-1, -2)) * rule.scale;
   scores.masked_fill_(mask.logical_not(), -std::numeric_limits<float>::infinity());
   const at::Tensor sinks = rule.sinks.to(q.device()).view({1, -1, 1, 1}).expand({1, q.size(1), q.size(2), 1});
   const at::Tensor shares = at::cat({scores, sinks}, -1).softmax(-1).slice(-1, 0, -1);
@@ -89,6 +62,46 @@ at::Tensor attention_with_sinks(const at::Tensor& q, const at::Tensor& k, const 
 }
 
 }  // namespace
+
+void visit_blocks(const at::Tensor& queries, const at::Tensor& keys, const AttentionRule& rule,
+                  const std::function<void(const AttentionBlock&)>& body) {
+  const auto length = queries.size(0);
+  const auto offset = keys.size(0) - length;
+  const auto shared = queries.size(1) / keys.size(1);
+  std::vector<std::int32_t> first, last;
+  std::vector<float> sinks;
+  for (std::int64_t begin = 0; begin < length; begin += kQueryBlock) {
+    AttentionBlock block{.begin = begin, .count = std::min(kQueryBlock, length - begin), .shared = shared};
+    block.seen_begin = oldest_seen(offset + begin, rule);
+    block.seen_end = offset + begin + block.count;
+    first.clear();
+    last.clear();
+    for (std::int64_t i = 0; i < block.count; ++i) {
+      const auto position = offset + begin + i;
+      const auto oldest = static_cast<std::int32_t>(oldest_seen(position, rule) - block.seen_begin);
+      first.insert(first.end(), static_cast<std::size_t>(shared), oldest);
+      last.insert(last.end(), static_cast<std::size_t>(shared), static_cast<std::int32_t>(position + 1 - block.seen_begin));
+    }
+    for (block.head = 0; block.head < keys.size(1); ++block.head) {
+      if (rule.sinks.defined()) {
+        const float* of_head = rule.sinks.const_data_ptr<float>() + block.head * shared;
+        sinks.clear();
+        for (std::int64_t i = 0; i < block.count; ++i) sinks.insert(sinks.end(), of_head, of_head + shared);
+      }
+      block.shares = at::mm(block.flat_rows_of(queries), block.seen_of(keys).t());
+      kernels::softmax_rows(block.shares, first, last, rule.scale, sinks);
+      body(block);
+    }
+  }
+}
+
+at::Tensor AttentionBlock::rows_of(const at::Tensor& x) const {
+  return x.narrow(0, begin, count).narrow(1, head * shared, shared);
+}
+
+at::Tensor AttentionBlock::flat_rows_of(const at::Tensor& x) const { return rows_of(x).reshape({count * shared, x.size(2)}); }
+
+at::Tensor AttentionBlock::seen_of(const at::Tensor& x) const { return x.slice(0, seen_begin, seen_end).select(1, head); }
 
 at::Tensor attention_of(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const AttentionRule& rule) {
   const auto length = queries.size(0);

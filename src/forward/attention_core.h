@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include <ATen/core/Tensor.h>
 
@@ -20,5 +21,26 @@ struct AttentionRule {
 ///                 position S - L + i.
 /// @return [L, heads * D_v]
 at::Tensor attention_of(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const AttentionRule& rule);
+
+/// The same as an operator that autograd can follow.
+at::Tensor taped_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const AttentionRule& rule);
+
+/// Some queries of the query heads that share one key head, and the keys that they may see.
+struct AttentionBlock {
+  std::int64_t begin = 0, count = 0;           ///< queries
+  std::int64_t shared = 1, head = 0;           ///< query heads per key head; the key head
+  std::int64_t seen_begin = 0, seen_end = 0;   ///< keys
+  at::Tensor shares = {};                      ///< [count * shared, seen] f32: softmax of the products
+
+  /// The block's part [count, shared, D] of x [L, heads, D], and the same as a matrix [count * shared, D].
+  at::Tensor rows_of(const at::Tensor& x) const;
+  at::Tensor flat_rows_of(const at::Tensor& x) const;
+  /// Its part [seen, D] of x [S, kv heads, D].
+  at::Tensor seen_of(const at::Tensor& x) const;
+};
+
+/// Cuts attention in fp32 on the CPU into blocks, each with its shares. Tensors as for attention_of.
+void visit_blocks(const at::Tensor& queries, const at::Tensor& keys, const AttentionRule& rule,
+                  const std::function<void(const AttentionBlock&)>& body);
 
 }  // namespace moetrim

@@ -30,8 +30,18 @@ at::Tensor causal_convolution(const Numerics& numerics, const at::Tensor& x, con
 
 at::Tensor unit_length(const at::Tensor& x) { return x * ((x * x).sum(-1, /*keepdim=*/true) + 1e-6).rsqrt(); }
 
-/// One sequence: its rows of the input projection, [L, delta_qkvz + delta_heads2] f32, to [L, delta_values].
-at::Tensor one_sequence(const TileContext& context, const DeltaWeights& weights, const at::Tensor& rows, LayerCache* cache) {
+/// The rule by the fastest kernel that there is.
+std::pair<at::Tensor, at::Tensor> fast_rule(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& decay,
+                                            const at::Tensor& beta, at::Tensor state) {
+  at::Tensor out = at::empty(v.sizes(), v.options());
+  kernels::delta_rule(q.contiguous(), k.contiguous(), v.contiguous(), decay, beta, state, out);
+  return {out, state};
+}
+
+}  // namespace
+
+at::Tensor delta_sequence(const TileContext& context, const DeltaWeights& weights, const at::Tensor& rows, LayerCache* cache,
+                          DeltaRule rule) {
   const DeltaSizes& sizes = context.model.delta;
   const Numerics& numerics = context.numerics;
   const auto length = rows.size(0);
@@ -52,16 +62,13 @@ at::Tensor one_sequence(const TileContext& context, const DeltaWeights& weights,
   at::Tensor state = cache != nullptr && cache->state.defined()
                          ? cache->state
                          : at::zeros({sizes.value_heads, sizes.key_dim, sizes.value_dim}, rows.options());
-  at::Tensor out = at::empty({length, sizes.value_heads, sizes.value_dim}, rows.options());
-  kernels::delta_rule(q.contiguous(), k.contiguous(), v.contiguous(), decay, beta, state, out);
-  if (cache != nullptr) cache->state = state;
+  auto [out, after] = rule(q, k, v, decay, beta, state);
+  if (cache != nullptr) cache->state = after;
   out = held(numerics, out);
   const at::Tensor scale = (out.square().mean(-1, /*keepdim=*/true) + weights.norm.epsilon).rsqrt();
   const at::Tensor normed = held(numerics, weights.norm.weight * held(numerics, out * scale));
   return (normed * at::silu(z)).reshape({length, values});
 }
-
-}  // namespace
 
 at::Tensor delta_net(const TileContext& context, const DeltaWeights& weights, std::span<const SequencePart> parts,
                      const at::Tensor& normed, TileScratch& scratch, const ForEach& for_each) {
@@ -75,8 +82,8 @@ at::Tensor delta_net(const TileContext& context, const DeltaWeights& weights, st
   for_each(static_cast<std::int64_t>(parts.size()), [&](std::int64_t i) {
     const SequencePart& part = parts[static_cast<std::size_t>(i)];
     const auto begin = begins[static_cast<std::size_t>(i)];
-    const at::Tensor own = input.narrow(0, begin, part.length).to(at::kFloat);
-    mixed.narrow(0, begin, part.length).copy_(one_sequence(context, weights, own, part.cache));
+    const at::Tensor own = input.narrow(0, begin, part.length).to(context.numerics.wide());
+    mixed.narrow(0, begin, part.length).copy_(delta_sequence(context, weights, own, part.cache, fast_rule));
   });
   kernels::round_product(context.numerics, mixed);
   return mixed;

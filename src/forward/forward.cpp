@@ -9,128 +9,44 @@
 #include <c10/core/InferenceMode.h>
 #include <fmt/format.h>
 
-#include "family/place_tensors.h"
 #include "forward/attention.h"
 #include "forward/experts.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
 #include "forward/output_head.h"
 #include "forward/router.h"
+#include "forward/workplace.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
 
 namespace moetrim {
 
-namespace {
+struct Forward::State : Workplace {
+  State(const Model& m, const ForwardOptions& o) : Workplace(m, o) {}
 
-/// Tokens of a tile of whole sequences: enough rows for a fast product, few enough to stay near the cache.
-constexpr std::int64_t kTileTokens = 512;
-
-at::Device parse_device(const std::string& name) {
-  if (name != "cpu" && !name.starts_with("cuda")) {
-    throw UsageError(fmt::format("unknown device \"{}\"; expected cpu or cuda:0", name));
-  }
-  try {
-    const at::Device device(name);
-    if (device.is_cuda()) at::empty({1}, at::TensorOptions().device(device));
-    return device;
-  } catch (const c10::Error& error) {
-    throw InvalidInput(fmt::format("device {} cannot be used: {}", name, error.what_without_backtrace()));
-  }
-}
-
-/// A tensor of a layer that the family does not know may be moved, but leaving it out of the arithmetic would be a guess.
-void check_all_known(const Model& model) {
-  const auto& tensors = model.checkpoint->tensors();
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const std::string& name = tensors[i].name;
-    const bool of_layer = name.find("layers.") != std::string::npos && !is_derived(name);
-    if (model.places[i].rule != nullptr || !of_layer || model.family->leaves_untouched(name)) continue;
-    throw InvalidInput(fmt::format("{}: tensor {} is unknown to family {}, so that the model cannot be computed; it can be pruned with "
-                                   "a plan that was made elsewhere", model.checkpoint->folder().string(), name, model.family->name));
-  }
-}
-
-/// Consecutive sequences that are worked on together.
-struct Tile {
-  std::int64_t begin = 0, tokens = 0;
-  std::vector<SequencePart> parts;
-};
-
-std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
-  std::vector<Tile> tiles;
-  std::vector<int> token_masks;  // [T] when the batch has masks
-  for (const Sequence& sequence : sequences) {
-    if (tiles.empty() || tiles.back().tokens + sequence.length > kTileTokens) {
-      tiles.push_back({.begin = sequence.begin, .tokens = 0, .parts = {}});
-    }
-    tiles.back().tokens += sequence.length;
-    tiles.back().parts.push_back({.length = sequence.length});
-  }
-  return tiles;
-}
-
-}  // namespace
-
-struct Forward::State {
-  State(const Model& m, const ForwardOptions& o)
-      : model(m),
-        options(o),
-        device(parse_device(o.device)),
-        numerics(Numerics::choose(o.precision, device)),
-        rotary(m, numerics, device),
-        pool(device.is_cpu() ? (o.threads > 0 ? o.threads : usable_cores()) : 1),
-        scratch(static_cast<std::size_t>(pool.size())),
-        context{model, numerics, device, rotary} {}
-
-  std::size_t end() const { return static_cast<std::size_t>(model.layers + (options.mtp ? model.mtp_layers : 0)); }
-  void open_weights();
   void join_next_tokens(const LayerWeights& weights);
   void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   const LayerMask* mask_of_token(std::int64_t token) const;
   void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
 
-  const Model& model;
-  const ForwardOptions options;
-  const at::Device device;
-  const Numerics numerics;
-  RotaryTable rotary;
-  ThreadPool pool;
-  std::vector<TileScratch> scratch;
-  const TileContext context;
-
   TokenBatch batch;
   std::vector<Tile> tiles;
   std::vector<int> token_masks;  // [T] when the batch has masks
-  int layer = 0;
+  int layer = 0, end = 0;
   at::Tensor hidden;      // [T, H] stored
   at::Tensor moe_input;   // [T, H] stored
-  at::Tensor routed_sum;  // [T, H] f32
+  at::Tensor routed_sum;  // [T, H] wide
   std::unique_ptr<WeightStream> stream;
   HeadWeights head;  // loaded when logits are first asked for
 };
 
-Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {
-  check_all_known(model);
-}
+Forward::Forward(const Model& model, const ForwardOptions& options) : state_(std::make_unique<State>(model, options)) {}
 Forward::~Forward() = default;
 
 int Forward::next_layer() const { return state_->layer; }
-bool Forward::done() const { return static_cast<std::size_t>(state_->layer) >= state_->end(); }
+bool Forward::done() const { return state_->layer >= state_->end; }
 const at::Tensor& Forward::hidden() const { return state_->hidden; }
-
-void Forward::State::open_weights() {
-  std::vector<WeightGroup> groups;
-  for (auto l = static_cast<std::size_t>(layer); l < end(); ++l) {
-    const LayerTensors& tensors = model.layer[l];
-    groups.push_back(layer_group(tensors));
-    if (!tensors.sparse) continue;
-    for (int e = 0; e < model.experts; ++e) groups.push_back(expert_group(tensors, e));
-  }
-  stream = std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), options.read_ahead_bytes,
-                                          options.drop_page_cache);
-}
 
 void Forward::begin(TokenBatch batch) {
   const c10::InferenceMode no_autograd;
@@ -138,12 +54,13 @@ void Forward::begin(TokenBatch batch) {
   resume(std::move(batch), 0, hidden);
 }
 
-void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden) {
+void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int end) {
   State& s = *state_;
   const c10::InferenceMode no_autograd;
   s.batch = std::move(batch);
   s.tiles = cut_tiles(s.batch.sequences);
   s.layer = layer;
+  s.end = end >= 0 ? end : static_cast<int>(s.model.layers + (s.options.mtp ? s.model.mtp_layers : 0));
   s.hidden = hidden.to(s.device, s.numerics.stored());
   s.token_masks.clear();
   for (const auto& sequence : s.batch.sequences) {
@@ -151,8 +68,10 @@ void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden) {
     if (!s.batch.masks.empty()) s.token_masks.insert(s.token_masks.end(), static_cast<std::size_t>(sequence.length), sequence.mask);
   }
   s.moe_input = at::empty_like(s.hidden);
-  s.routed_sum = at::empty_like(s.hidden, at::kFloat);
-  s.open_weights();
+  s.routed_sum = at::empty_like(s.hidden, s.numerics.wide());
+  std::vector<int> layers;
+  for (int l = layer; l < s.end; ++l) layers.push_back(l);
+  s.stream = s.open_weights(layers);
 }
 
 void Forward::run_layer(RoutedLayer& routed) {
@@ -210,14 +129,12 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
     at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
-    attend(context, tensors, weights, tile.parts, rows, own);
-    at::Tensor normed = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, tile.tokens);
-    kernels::norm_rows(numerics, rows, weights.mlp_norm, normed);
+    const at::Tensor normed = attend_and_norm(context, tensors, weights, tile.parts, rows, own);
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
-      route_tile(context, weights, normed, tile.begin, [this](auto token) { return mask_of_token(token); }, routed, own);
+      route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own);
     } else {
-      kernels::add_rows(numerics, rows, gated_mlp(context, normed, {weights.dense_gate_up, weights.dense_down}, own),
+      kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own),
                         model.residual_scale);
     }
   });
@@ -239,7 +156,9 @@ void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& we
       return load_expert(model, tensors, number, bytes, numerics, device);
     };
   };
-  run_experts(context, next_expert, moe_input, routed, routed_sum, pool, scratch);
+  MaskOfToken mask;
+  if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
+  run_experts(context, next_expert, moe_input, mask, routed, routed_sum, pool, scratch);
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
   });
@@ -283,16 +202,17 @@ at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_
     at::Tensor part = out.narrow(0, begin, n);
     project_to_vocabulary(s.model, s.numerics, s.head, normed, part);
   });
-  return out.to(at::kFloat);
+  return out.to(s.numerics.wide());
 }
 
 std::uint64_t Forward::bytes_per_token(const Model& model, Precision precision) {
   const auto hidden = static_cast<std::uint64_t>(model.hidden);
   const auto experts = static_cast<std::uint64_t>(model.experts);
   const auto slots = static_cast<std::uint64_t>(model.experts_per_token);
-  const std::uint64_t stored = precision == Precision::bf16 ? 2 : 4;
+  const std::uint64_t wide = precision == Precision::fp64 ? 8 : 4;
+  const std::uint64_t stored = precision == Precision::bf16 ? 2 : wide;
   // hidden + moe_input + routed_sum; logits + probabilities; ids, gates, norms, max_abs, pairs and their sort; turns.
-  return hidden * (2 * stored + 4) + experts * 8 + slots * (16 + 16) + 8;
+  return hidden * (2 * stored + wide) + experts * 8 + slots * (20 + 16) + 8;
 }
 
 std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& options) {

@@ -28,6 +28,9 @@ const CpuTable& table(const Numerics& numerics) {
   return tables[numerics.bf16_in_fp32 ? kBf16InFp32 : kBf16];
 }
 
+/// Whether the CPU loops can work on it: they know fp32 and bf16.
+bool has_loops(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() != at::kDouble; }
+
 NormArguments arguments(const Norm& norm) {
   return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
           .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
@@ -38,12 +41,12 @@ NormArguments arguments(const Norm& norm) {
 }  // namespace
 
 void norm_rows(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
-  if (!x.is_cpu()) return aten::norm_rows(numerics, x, norm, out);
+  if (!has_loops(x)) return aten::norm_rows(numerics, x, norm, out);
   table(numerics).norm_rows(x.const_data_ptr(), x.stride(0), arguments(norm), x.size(0), x.size(1), out.mutable_data_ptr());
 }
 
 void norm_product(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
-  if (!x.is_cpu()) return aten::norm_product(numerics, x, norm, out);
+  if (!has_loops(x)) return aten::norm_product(numerics, x, norm, out);
   out.copy_(x);
   const auto width = out.size(1);
   for (std::int64_t t = 0; t < out.size(0); ++t) {
@@ -54,7 +57,7 @@ void norm_product(const Numerics& numerics, const at::Tensor& x, const Norm& nor
 }
 
 void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& layout, const Rotation& rotation) {
-  if (!qkv.is_cpu()) return aten::rotate_rows(numerics, qkv, layout, rotation);
+  if (!has_loops(qkv)) return aten::rotate_rows(numerics, qkv, layout, rotation);
   const CpuTable& loops = table(numerics);
   const auto width = qkv.size(1);
   const auto queries = layout.heads * layout.head_dim;
@@ -87,7 +90,7 @@ void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& la
 }
 
 void rotate_heads(const Numerics& numerics, at::Tensor& x, const Rotation& rotation) {
-  if (!x.is_cpu()) return aten::rotate_heads(numerics, x, rotation);
+  if (!has_loops(x)) return aten::rotate_heads(numerics, x, rotation);
   const auto half = rotation.cosine.size(1);
   const auto element = static_cast<std::int64_t>(x.element_size());
   auto* start = static_cast<std::byte*>(x.mutable_data_ptr());
@@ -102,23 +105,23 @@ void rotate_heads(const Numerics& numerics, at::Tensor& x, const Rotation& rotat
 }
 
 void add_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& delta, double scale) {
-  if (!hidden.is_cpu()) return aten::add_rows(numerics, hidden, delta, scale);
+  if (!has_loops(hidden)) return aten::add_rows(numerics, hidden, delta, scale);
   table(numerics).add(hidden.mutable_data_ptr(), delta.const_data_ptr(), hidden.numel(), static_cast<float>(scale));
 }
 
 void gather_rows(const Numerics& numerics, const at::Tensor& x, const at::Tensor& rows, at::Tensor& out) {
-  if (!x.is_cpu()) return aten::gather_rows(numerics, x, rows, out);
+  if (!has_loops(x)) return aten::gather_rows(numerics, x, rows, out);
   table(numerics).gather(x.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), rows.size(0), x.size(1),
                          out.mutable_data_ptr());
 }
 
 void gated_silu(const Numerics& numerics, const at::Tensor& gate_up, at::Tensor& out) {
-  if (!out.is_cpu()) return aten::gated_silu(numerics, gate_up, out);
+  if (!has_loops(out)) return aten::gated_silu(numerics, gate_up, out);
   table(numerics).gated_silu(gate_up.const_data_ptr(), out.size(0), out.size(1), out.mutable_data_ptr());
 }
 
 void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double limit, double alpha, at::Tensor& out) {
-  if (!out.is_cpu()) return aten::clamped_swiglu(numerics, gate_up, limit, alpha, out);
+  if (!has_loops(out)) return aten::clamped_swiglu(numerics, gate_up, limit, alpha, out);
   table(numerics).clamped_swiglu(gate_up.const_data_ptr(), out.size(0), out.size(1), static_cast<float>(limit),
                                  static_cast<float>(alpha), out.mutable_data_ptr());
 }
@@ -128,7 +131,7 @@ void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tenso
 #ifdef MOETRIM_CUDA
   if (f.is_cuda()) return expert_output_cuda(f, rows, gates, sum, norms, max_abs);
 #endif
-  if (!f.is_cpu()) return aten::scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
+  if (!has_loops(f)) return aten::scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
   table(numerics).scatter(f.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), gates.const_data_ptr<float>(), f.size(0),
                           f.size(1), sum.mutable_data_ptr<float>(), norms.mutable_data_ptr<float>(),
                           max_abs.mutable_data_ptr<float>());
@@ -136,14 +139,14 @@ void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tenso
 
 void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& routed, const at::Tensor& shared,
                  at::Tensor& turns, double scale) {
-  if (!hidden.is_cpu()) return aten::finish_rows(numerics, hidden, routed, shared, turns, scale);
+  if (!has_loops(hidden)) return aten::finish_rows(numerics, hidden, routed, shared, turns, scale);
   table(numerics).finish(hidden.mutable_data_ptr(), routed.const_data_ptr<float>(),
                          shared.defined() ? shared.const_data_ptr() : nullptr, hidden.size(0), hidden.size(1),
                          turns.mutable_data_ptr<double>(), static_cast<float>(scale));
 }
 
 void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tensor& x, at::Tensor& out) {
-  if (!x.is_cpu()) return aten::gate_rows(numerics, gate, x, out);
+  if (!has_loops(x)) return aten::gate_rows(numerics, gate, x, out);
   at::Tensor factor = gate.contiguous().clone();
   round_product(numerics, factor);
   at::sigmoid_(factor);
@@ -159,7 +162,7 @@ void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const s
 
 void delta_rule(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& decay,
                 const at::Tensor& beta, at::Tensor& state, at::Tensor& out) {
-  if (!state.is_cpu()) return aten::delta_rule(queries, keys, values, decay, beta, state, out);
+  if (!has_loops(state)) return aten::delta_rule(queries, keys, values, decay, beta, state, out);
   const auto heads = values.size(1);
   const auto shared = heads / keys.size(1);
   const auto key_dim = keys.size(2);
@@ -173,9 +176,21 @@ void delta_rule(const at::Tensor& queries, const at::Tensor& keys, const at::Ten
   }
 }
 
+void reverse_atoms(const Numerics& numerics, const GatedUnit& unit, const at::Tensor& activated, const at::Tensor& of_activated,
+                   const at::Tensor& gates, at::Tensor& gate_up, at::Tensor& products, at::Tensor& sums) {
+  if (!has_loops(activated) || activated.scalar_type() != at::kFloat) {
+    return aten::reverse_atoms(numerics, unit, activated, of_activated, gates, gate_up, products, sums);
+  }
+  table(numerics).reverse_atoms(activated.const_data_ptr<float>(), of_activated.const_data_ptr<float>(),
+                                gates.const_data_ptr<float>(), activated.size(0), activated.size(1),
+                                static_cast<float>(unit.limit), static_cast<float>(unit.alpha), static_cast<float>(unit.offset),
+                                gate_up.mutable_data_ptr<float>(), products.mutable_data_ptr<float>(),
+                                sums.mutable_data_ptr<double>());
+}
+
 void round_product(const Numerics& numerics, at::Tensor& x) {
   if (!numerics.bf16_in_fp32) return;
-  if (!x.is_cpu()) return aten::round_product(numerics, x);
+  if (!has_loops(x)) return aten::round_product(numerics, x);
   table(numerics).round(x.mutable_data_ptr(), x.numel());
 }
 

@@ -5,6 +5,7 @@
 // has two forms with the same results up to the order of sums: loops for the CPU, and LibTorch operators for other devices.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -87,6 +88,20 @@ void softmax_rows(at::Tensor& x, const std::vector<std::int32_t>& first, const s
 /// state [P, D_k, D_v] f32 is read and left behind; out [L, P, D_v] f32.
 void delta_rule(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& decay,
                 const at::Tensor& beta, at::Tensor& state, at::Tensor& out);
+
+/// What is between an MLP's two matrices: (up + offset) gate sigmoid(alpha gate), gate <= limit and |up| <= limit.
+struct GatedUnit {
+  double limit = std::numeric_limits<double>::infinity();
+  double alpha = 1.0;
+  double offset = 0.0;
+};
+
+/// Takes the sums of an expert's atoms and goes back through its gated unit. With x = activated, d = of_activated and
+/// c = gates d: sums += (x^2, c^2, x^2 c^2) over the rows, products = x d over the atoms.
+/// activated and of_activated [n, F] tile, gates [n] wide, gate_up [n, 2 F] tile as a product left it, becomes its gradient;
+/// products [n] wide, sums [3, F] f64 on the CPU.
+void reverse_atoms(const Numerics& numerics, const GatedUnit& unit, const at::Tensor& activated, const at::Tensor& of_activated,
+                   const at::Tensor& gates, at::Tensor& gate_up, at::Tensor& products, at::Tensor& sums);
 
 /// Rounds a product to what a tile may hold; needed only where no kernel above reads it next.
 void round_product(const Numerics& numerics, at::Tensor& x);

@@ -36,6 +36,9 @@ struct CpuTable {
   void (*delta_rule)(const float* queries, const float* keys, std::int64_t key_stride, const float* values,
                      std::int64_t value_stride, const float* decay, const float* beta, std::int64_t gate_stride,
                      std::int64_t length, std::int64_t key_dim, std::int64_t value_dim, float* state, float* out);
+  void (*reverse_atoms)(const float* activated, const float* of_activated, const float* gates, std::int64_t rows,
+                        std::int64_t width, float limit, float alpha, float offset, float* gate_up, float* products,
+                        double* sums);
 };
 
 /// Storage policies, in the order of the tables.

@@ -38,9 +38,9 @@ class GroupReader {
 
   bool has(Role role) const { return static_cast<bool>(layer_[role]); }
   at::Tensor matrix(Role role) const { return one(role, numerics_.tile(), device_, false); }
-  at::Tensor vector(Role role) const { return one(role, at::kFloat, device_, false); }
+  at::Tensor vector(Role role) const { return one(role, numerics_.wide(), device_, false); }
   /// Values that a bf16 run does not round, because the model keeps them in fp32.
-  at::Tensor exact(Role role, const at::Device& device) const { return one(role, at::kFloat, device, true); }
+  at::Tensor exact(Role role, const at::Device& device) const { return one(role, numerics_.wide(), device, true); }
 
   Norm norm(Role weight) const { return make_norm(model_, vector(weight)); }
   Norm norm(Role weight, Role bias) const { return make_norm(model_, vector(weight), vector(bias)); }
@@ -201,8 +201,8 @@ LayerWeights load_layer(const Model& model, const LayerTensors& layer, const Wei
   const bool exact = model.family->router.logits_in_fp32;
   weights.router = exact ? read.exact(router, device) : read.matrix(router);
   weights.router_bias = read.matrix(router_bias);
-  if (read.has(selection_bias)) weights.selection_bias = read.exact(selection_bias, at::kCPU).flatten();
-  if (read.has(router_scale)) weights.router_scale = read.exact(router_scale, at::kCPU).flatten();
+  if (read.has(selection_bias)) weights.selection_bias = read.exact(selection_bias, at::kCPU).flatten().to(at::kFloat);
+  if (read.has(router_scale)) weights.router_scale = read.exact(router_scale, at::kCPU).flatten().to(at::kFloat);
   weights.shared_gate_up = read.joined({shared_gate, shared_up});
   weights.shared_down = read.matrix(shared_down);
   weights.shared_router = read.matrix(shared_router);

@@ -17,7 +17,7 @@ struct AttentionWeights {
   at::Tensor query_key_value;       // [Q + 2 KV, H], and Q rows more for an output gate
   at::Tensor query_key_value_bias;
   Norm query_norm, key_norm;        // [D], or [Q] and [KV]
-  at::Tensor sinks;                 // [heads] f32
+  at::Tensor sinks;                 // [heads] wide
 };
 
 /// Multi-head latent attention.
@@ -32,7 +32,7 @@ struct LatentWeights {
 struct DeltaWeights {
   at::Tensor input;                 // [delta_qkvz + delta_heads2, H]
   at::Tensor convolution;           // [delta_conv, delta_kernel]
-  at::Tensor time_bias, decay;      // [delta_heads] f32
+  at::Tensor time_bias, decay;      // [delta_heads] wide
   Norm norm;                        // [delta_head_dim]
 };
 
@@ -42,7 +42,7 @@ struct MtpWeights {
   at::Tensor projection;            // [H, 2 H]
 };
 
-/// Everything of a layer but its experts. Norm weights are f32, matrices have tile elements, absent ones are undefined.
+/// Everything of a layer but its experts. Norm weights are wide, matrices have tile elements, absent ones are undefined.
 struct LayerWeights {
   Norm input_norm, mlp_norm;                // [H]
   AttentionWeights attention;
@@ -50,7 +50,7 @@ struct LayerWeights {
   DeltaWeights delta;
   at::Tensor output, output_bias;           // [H, Q], [H, VH] or [H, delta_values]; [H]
   at::Tensor dense_gate_up, dense_down;     // [2 M, H], [H, M]
-  at::Tensor router, router_bias;           // [E, H], [E]; f32 where the router's product is
+  at::Tensor router, router_bias;           // [E, H], [E]; wide where the router's product is
   at::Tensor selection_bias, router_scale;  // [E] f32 on the CPU
   at::Tensor shared_gate_up, shared_down;   // [2 S, H], [H, S]
   at::Tensor shared_router;                 // [1, H]

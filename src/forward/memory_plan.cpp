@@ -19,7 +19,8 @@ constexpr std::uint64_t kProgramBytes = 700ULL << 20;
 Precision precision_of(const RunOptions& options) {
   if (options.precision == "fp32") return Precision::fp32;
   if (options.precision == "bf16") return Precision::bf16;
-  throw UsageError(fmt::format("unknown dtype \"{}\"; expected fp32 or bf16", options.precision));
+  if (options.precision == "fp64") return Precision::fp64;
+  throw UsageError(fmt::format("unknown dtype \"{}\"; expected fp32, bf16 or fp64", options.precision));
 }
 
 std::uint64_t budget_of(const RunOptions& options) {
@@ -42,11 +43,15 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   return forward;
 }
 
-MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::int64_t copies) {
+std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options) {
+  return Forward::bytes_per_token(model, precision_of(options));
+}
+
+MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint64_t token_bytes, std::uint64_t further_bytes) {
   MemoryPlan plan;
   plan.budget_bytes = budget_of(options);
-  plan.fixed_bytes = kProgramBytes + Forward::weight_bytes(model, forward_options(model, options));
-  plan.token_bytes = Forward::bytes_per_token(model, precision_of(options)) * static_cast<std::uint64_t>(copies);
+  plan.fixed_bytes = kProgramBytes + Forward::weight_bytes(model, forward_options(model, options)) + further_bytes;
+  plan.token_bytes = token_bytes;
   if (plan.fixed_bytes + plan.token_bytes > plan.budget_bytes) {
     throw OutOfResources(fmt::format("the weights in work alone need {:.2f} GiB, the memory budget is {:.2f} GiB; raise "
                                      "--max-memory", gib(plan.fixed_bytes), gib(plan.budget_bytes)));

@@ -26,9 +26,12 @@ struct SequenceGroup {
 /// @throws UsageError for an unknown precision.
 ForwardOptions forward_options(const Model& model, const RunOptions& options);
 
-/// @param copies  how many hidden states a token has: one, and one more for every plan or second checkpoint.
+/// What a token needs in a forward pass.
+std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options);
+/// @param token_bytes    what every token of a group needs
+/// @param further_bytes  what the run needs beside the weights in work and the tokens
 /// @throws OutOfResources when the weights in work alone do not fit.
-MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::int64_t copies = 1);
+MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint64_t token_bytes, std::uint64_t further_bytes = 0);
 
 /// Consecutive sequences of at most `group_tokens` tokens together.
 /// @param lengths  tokens of each sequence, none above group_tokens.

@@ -16,11 +16,11 @@ struct Numerics {
   static Numerics choose(Precision precision, const at::Device& device);
 
   /// Of activations and weights inside a layer.
-  at::ScalarType tile() const {
-    return precision == Precision::bf16 && !bf16_in_fp32 ? at::kBFloat16 : at::kFloat;
-  }
+  at::ScalarType tile() const { return precision == Precision::bf16 && !bf16_in_fp32 ? at::kBFloat16 : wide(); }
   /// Of what is kept for all tokens between the steps of a layer.
-  at::ScalarType stored() const { return precision == Precision::bf16 ? at::kBFloat16 : at::kFloat; }
+  at::ScalarType stored() const { return precision == Precision::bf16 ? at::kBFloat16 : wide(); }
+  /// Of sums, norms, angles and routing.
+  at::ScalarType wide() const { return precision == Precision::fp64 ? at::kDouble : at::kFloat; }
 };
 
 }  // namespace moetrim

@@ -37,8 +37,8 @@ at::Tensor load_whole(const Model& model, Role role, at::ScalarType type, const 
 
 HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device) {
   HeadWeights out;
-  out.final_norm = make_norm(model, load_whole(model, Role::final_norm, at::kFloat, numerics, device),
-                             load_whole(model, Role::final_norm_bias, at::kFloat, numerics, device));
+  out.final_norm = make_norm(model, load_whole(model, Role::final_norm, numerics.wide(), numerics, device),
+                             load_whole(model, Role::final_norm_bias, numerics.wide(), numerics, device));
   const bool tied = model.tied_embeddings || !model[Role::head];
   out.head = load_whole(model, tied ? Role::embedding : Role::head, numerics.tile(), numerics, device);
   out.bias = load_whole(model, Role::head_bias, numerics.tile(), numerics, device);

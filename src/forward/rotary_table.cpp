@@ -22,8 +22,8 @@ void RotaryTable::prepare(std::int64_t length) {
   auto& table = tables_[key(length)];
   if (table.first.defined() && table.first.size(0) >= length) return;
   const auto frequencies = inverse_frequencies(rope_, length);
-  const at::Tensor inverse = at::tensor(frequencies, at::kFloat);
-  const at::Tensor angles = at::arange(length, at::kFloat).unsqueeze(1) * inverse.unsqueeze(0);
+  const at::Tensor inverse = at::tensor(frequencies, at::kFloat).to(numerics_.wide());
+  const at::Tensor angles = at::arange(length, inverse.options()).unsqueeze(1) * inverse.unsqueeze(0);
   const bool round = numerics_.precision == Precision::bf16 && !in_fp32_;
   const auto scaled = [&](const at::Tensor& values) {
     const at::Tensor out = values * rope_attention_factor(rope_, length);

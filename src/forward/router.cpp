@@ -15,34 +15,38 @@ namespace moetrim {
 
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
+template <class Real>
+constexpr Real kNever = -std::numeric_limits<Real>::infinity();
 
 bool allowed(const std::vector<bool>* kept, int expert) { return kept == nullptr || (*kept)[static_cast<std::size_t>(expert)]; }
 
 /// Fills probabilities over the allowed experts. NaN logits give NaN probabilities, which the caller reports.
-void softmax(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities) {
-  float largest = kNever;
+template <class Real>
+void softmax(const RouterRule& rule, const Real* logits, const std::vector<bool>* kept, Real* probabilities) {
+  Real largest = kNever<Real>;
   for (int e = 0; e < rule.experts; ++e) {
     if (allowed(kept, e)) largest = std::max(largest, logits[e]);
   }
-  float sum = 0;
+  Real sum = 0;
   for (int e = 0; e < rule.experts; ++e) {
-    probabilities[e] = allowed(kept, e) ? std::exp(logits[e] - largest) : 0.0F;
+    probabilities[e] = allowed(kept, e) ? std::exp(logits[e] - largest) : Real{0};
     sum += probabilities[e];
   }
   for (int e = 0; e < rule.experts; ++e) probabilities[e] /= sum;
 }
 
-void sigmoid(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities) {
-  for (int e = 0; e < rule.experts; ++e) probabilities[e] = allowed(kept, e) ? 1.0F / (1.0F + std::exp(-logits[e])) : 0.0F;
+template <class Real>
+void sigmoid(const RouterRule& rule, const Real* logits, const std::vector<bool>* kept, Real* probabilities) {
+  for (int e = 0; e < rule.experts; ++e) probabilities[e] = allowed(kept, e) ? 1 / (1 + std::exp(-logits[e])) : Real{0};
 }
 
 /// A short list of the best, best first. A later entry moves ahead only when it is strictly better.
+template <class Real>
 class Best {
  public:
   Best(int size, std::int32_t* ids) : size_(size), ids_(ids), values_(static_cast<std::size_t>(size)) {}
 
-  void offer(std::int32_t id, float value) {
+  void offer(std::int32_t id, Real value) {
     int at = found_;
     while (at > 0 && value > values_[static_cast<std::size_t>(at - 1)]) --at;
     if (at == size_) return;
@@ -56,30 +60,32 @@ class Best {
     found_ = last + 1;
   }
 
-  float value(int place) const { return values_[static_cast<std::size_t>(place)]; }
+  Real value(int place) const { return values_[static_cast<std::size_t>(place)]; }
   int found() const { return found_; }
 
  private:
   int size_;
   std::int32_t* ids_;
-  std::vector<float> values_;
+  std::vector<Real> values_;
   int found_ = 0;
 };
 
 /// What experts compete with: probability plus selection bias, kNever for those that are not kept.
-std::vector<float> competition(const RouterRule& rule, const std::vector<bool>* kept, const float* probabilities) {
-  std::vector<float> out(static_cast<std::size_t>(rule.experts), kNever);
+template <class Real>
+std::vector<Real> competition(const RouterRule& rule, const std::vector<bool>* kept, const Real* probabilities) {
+  std::vector<Real> out(static_cast<std::size_t>(rule.experts), kNever<Real>);
   for (int e = 0; e < rule.experts; ++e) {
     if (!allowed(kept, e)) continue;
-    out[static_cast<std::size_t>(e)] = probabilities[e] + (rule.selection_bias == nullptr ? 0.0F : rule.selection_bias[e]);
+    out[static_cast<std::size_t>(e)] = probabilities[e] + (rule.selection_bias == nullptr ? Real{0} : rule.selection_bias[e]);
   }
   return out;
 }
 
 /// Score of a group: its best expert, or the sum of its two best.
-float group_score(const RouterRule& rule, const float* first, int count) {
-  float best = kNever;
-  float second = kNever;
+template <class Real>
+Real group_score(const RouterRule& rule, const Real* first, int count) {
+  Real best = kNever<Real>;
+  Real second = kNever<Real>;
   for (int i = 0; i < count; ++i) {
     if (first[i] > best) {
       second = best;
@@ -92,55 +98,59 @@ float group_score(const RouterRule& rule, const float* first, int count) {
 }
 
 /// Takes the experts of groups that are not chosen out of the competition.
-void keep_chosen_groups(const RouterRule& rule, std::vector<float>& scores) {
+template <class Real>
+void keep_chosen_groups(const RouterRule& rule, std::vector<Real>& scores) {
   const int in_group = rule.experts / rule.groups;
   std::vector<std::int32_t> chosen(static_cast<std::size_t>(rule.groups_chosen));
-  Best best(rule.groups_chosen, chosen.data());
+  Best<Real> best(rule.groups_chosen, chosen.data());
   for (int g = 0; g < rule.groups; ++g) best.offer(g, group_score(rule, scores.data() + g * in_group, in_group));
   for (int g = 0; g < rule.groups; ++g) {
     if (std::find(chosen.begin(), chosen.end(), g) != chosen.end()) continue;
-    std::fill_n(scores.begin() + g * in_group, in_group, kNever);
+    std::fill_n(scores.begin() + g * in_group, in_group, kNever<Real>);
   }
 }
 
-void choose(const RouterRule& rule, const std::vector<float>& scores, std::int32_t* ids) {
+template <class Real>
+void choose(const RouterRule& rule, const std::vector<Real>& scores, std::int32_t* ids) {
   if (rule.group_rule != GroupRule::each) {
-    Best best(rule.experts_per_token, ids);
+    Best<Real> best(rule.experts_per_token, ids);
     for (int e = 0; e < rule.experts; ++e) {
-      if (scores[static_cast<std::size_t>(e)] != kNever) best.offer(e, scores[static_cast<std::size_t>(e)]);
+      if (scores[static_cast<std::size_t>(e)] != kNever<Real>) best.offer(e, scores[static_cast<std::size_t>(e)]);
     }
     return;
   }
   const int in_group = rule.experts / rule.groups;
   const int each = rule.experts_per_token / rule.groups;
   for (int g = 0; g < rule.groups; ++g) {
-    Best best(each, ids + g * each);
+    Best<Real> best(each, ids + g * each);
     for (int e = g * in_group; e < (g + 1) * in_group; ++e) best.offer(e, scores[static_cast<std::size_t>(e)]);
   }
 }
 
 /// Gate of the best expert against those whose logit lies within the jitter of it (SparseMixer-v2, arXiv 2409.12136).
-float sparsemixer_gate(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, int skipped, std::int32_t& id) {
-  float largest = kNever;
+template <class Real>
+Real sparsemixer_gate(const RouterRule& rule, const Real* logits, const std::vector<bool>* kept, int skipped, std::int32_t& id) {
+  Real largest = kNever<Real>;
   for (int e = 0; e < rule.experts; ++e) {
     if (e == skipped || !allowed(kept, e) || !(logits[e] > largest)) continue;
     largest = logits[e];
     id = e;
   }
-  float sum = 0;
+  Real sum = 0;
   for (int e = 0; e < rule.experts; ++e) {
     if (e == skipped || !allowed(kept, e)) continue;
-    const float factor = std::max(std::abs(logits[e]), largest);
-    if ((largest - logits[e]) / factor > 2 * rule.jitter) continue;
+    const Real factor = std::max(std::abs(logits[e]), largest);
+    if ((largest - logits[e]) / factor > 2 * static_cast<Real>(rule.jitter)) continue;
     sum += std::exp(logits[e] - largest);
   }
-  return 1.0F / sum;
+  return 1 / sum;
 }
 
 }  // namespace
 
-void route_token(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities,
-                 std::int32_t* ids, float* gates) {
+template <class Real>
+void route_token(const RouterRule& rule, const Real* logits, const std::vector<bool>* kept, Real* probabilities,
+                 std::int32_t* ids, Real* gates) {
   if (rule.score == RouterScore::sigmoid) {
     sigmoid(rule, logits, kept, probabilities);
   } else {
@@ -150,22 +160,25 @@ void route_token(const RouterRule& rule, const float* logits, const std::vector<
     gates[0] = sparsemixer_gate(rule, logits, kept, -1, ids[0]);
     gates[1] = sparsemixer_gate(rule, logits, kept, ids[0], ids[1]);
   } else {
-    std::vector<float> scores = competition(rule, kept, probabilities);
+    std::vector<Real> scores = competition(rule, kept, probabilities);
     if (rule.group_rule == GroupRule::max || rule.group_rule == GroupRule::top2) keep_chosen_groups(rule, scores);
     choose(rule, scores, ids);
-    float sum = 0;
+    Real sum = 0;
     for (int i = 0; i < rule.experts_per_token; ++i) sum += gates[i] = probabilities[ids[i]];
     // Sigmoids may all be 0; published code guards the same division with a tiny number.
     if (rule.normalise) {
-      for (int i = 0; i < rule.experts_per_token; ++i) gates[i] /= sum == 0 ? 1e-20F : sum;
+      for (int i = 0; i < rule.experts_per_token; ++i) gates[i] /= sum == 0 ? Real{1e-20F} : sum;
     }
   }
   for (int i = 0; i < rule.experts_per_token; ++i) {
-    gates[i] *= rule.scale;
+    gates[i] *= static_cast<Real>(rule.scale);
     if (rule.output_scale != nullptr) gates[i] *= rule.output_scale[ids[i]];
-    if (rule.round_gates) gates[i] = static_cast<float>(c10::BFloat16(gates[i]));
+    if (rule.round_gates) gates[i] = static_cast<float>(c10::BFloat16(static_cast<float>(gates[i])));
   }
 }
+
+template void route_token(const RouterRule&, const float*, const std::vector<bool>*, float*, std::int32_t*, float*);
+template void route_token(const RouterRule&, const double*, const std::vector<bool>*, double*, std::int32_t*, double*);
 
 RouterRule router_rule(const TileContext& context, const LayerWeights& weights, bool regrouped) {
   const Model& model = context.model;
@@ -176,8 +189,8 @@ RouterRule router_rule(const TileContext& context, const LayerWeights& weights, 
                   .score = traits.score,
                   .normalise = model.normalise_gates,
                   .round_gates = bf16 && traits.gates_in_activation_dtype,
-                  .scale = static_cast<float>(model.routed_scale),
-                  .jitter = static_cast<float>(model.jitter)};
+                  .scale = model.routed_scale,
+                  .jitter = model.jitter};
   if (!regrouped) {
     rule.group_rule = model.group_rule;
     rule.groups = static_cast<int>(model.groups);
@@ -205,30 +218,52 @@ void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLa
   routed.turns.resize(static_cast<std::size_t>(tokens));
 }
 
+namespace {
+
+/// Routes the tokens of a tile by their logits [n, E] of `Real`, on the CPU.
+template <class Real>
+void route_rows(const TileContext& context, const LayerWeights& weights, const at::Tensor& logits, std::int64_t first,
+                const MaskOfToken& mask_of, RoutedLayer& routed) {
+  const RouterRule grouped = router_rule(context, weights, false);
+  const RouterRule regrouped = router_rule(context, weights, true);
+  const auto experts = static_cast<std::size_t>(grouped.experts);
+  const auto slots = static_cast<std::size_t>(grouped.experts_per_token);
+  std::vector<Real> probabilities(experts), gates(slots);
+  const Real* from = logits.const_data_ptr<Real>();
+  std::copy(from, from + logits.numel(), routed.logits.begin() + first * grouped.experts);
+  for (auto t = static_cast<std::size_t>(first); t < static_cast<std::size_t>(first + logits.size(0)); ++t, from += experts) {
+    const LayerMask* mask = mask_of(static_cast<std::int64_t>(t));
+    const bool restricted = mask != nullptr && !mask->kept.empty();
+    route_token(mask != nullptr && mask->regroup ? regrouped : grouped, from, restricted ? &mask->kept : nullptr,
+                probabilities.data(), routed.ids.data() + t * slots, gates.data());
+    if (mask != nullptr) {
+      for (Real& gate : gates) gate *= static_cast<Real>(mask->gate_scale);
+    }
+    std::copy(probabilities.begin(), probabilities.end(), routed.probabilities.begin() + static_cast<std::ptrdiff_t>(t * experts));
+    const auto at = static_cast<std::ptrdiff_t>(t * slots);
+    const bool on_input = context.model.family->router.gate_on_input;
+    std::copy(gates.begin(), gates.end(), (on_input ? routed.input_gates : routed.gates).begin() + at);
+    if (on_input) std::fill_n(routed.gates.begin() + at, slots, 1.0);
+  }
+}
+
+}  // namespace
+
 void route_tile(const TileContext& context, const LayerWeights& weights, const at::Tensor& normed, std::int64_t first,
-                const KeptExperts& kept, RoutedLayer& routed, TileScratch& scratch) {
+                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch) {
+  const at::ScalarType wide = context.numerics.wide();
   at::Tensor logits;
   if (context.model.family->router.logits_in_fp32) {
-    logits = at::linear(normed.to(at::kFloat), weights.router).cpu();
+    logits = at::linear(normed.to(wide), weights.router).cpu();
   } else {
     at::Tensor product = linear(normed, weights.router, weights.router_bias, scratch.router_logits);
     kernels::round_product(context.numerics, product);
-    logits = product.to(at::kFloat).cpu();
+    logits = product.to(wide).cpu();
   }
-  const RouterRule grouped = router_rule(context, weights, false);
-  const RouterRule regrouped = router_rule(context, weights, true);
-  const float* from = logits.const_data_ptr<float>();
-  std::copy(from, from + logits.numel(), routed.logits.begin() + first * grouped.experts);
-  for (std::int64_t t = first; t < first + normed.size(0); ++t) {
-    const LayerMask* mask = kept(t);
-    float* gates = routed.gates.data() + t * grouped.experts_per_token;
-    route_token(mask != nullptr && mask->regroup ? regrouped : grouped, routed.logits.data() + t * grouped.experts,
-                mask == nullptr ? nullptr : &mask->kept, routed.probabilities.data() + t * grouped.experts,
-                routed.ids.data() + t * grouped.experts_per_token, gates);
-    for (int i = 0; mask != nullptr && i < grouped.experts_per_token; ++i) gates[i] *= static_cast<float>(mask->gate_scale);
-    if (!context.model.family->router.gate_on_input) continue;
-    std::copy_n(gates, grouped.experts_per_token, routed.input_gates.begin() + t * grouped.experts_per_token);
-    std::fill_n(gates, grouped.experts_per_token, 1.0F);
+  if (wide == at::kDouble) {
+    route_rows<double>(context, weights, logits, first, mask, routed);
+  } else {
+    route_rows<float>(context, weights, logits, first, mask, routed);
   }
 }
 

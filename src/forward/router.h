@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "forward/attention.h"
@@ -15,21 +14,22 @@ struct RouterRule {
   RouterScore score = RouterScore::softmax;
   bool normalise = false;        ///< gates are divided by their sum
   bool round_gates = false;      ///< gates are rounded to bf16 before use
-  float scale = 1.0F;            ///< multiplies the gates at the end
+  double scale = 1.0;            ///< multiplies the gates at the end
   GroupRule group_rule = GroupRule::none;
   int groups = 1, groups_chosen = 1;
-  float jitter = 0.01F;          ///< sparsemixer
+  double jitter = 0.01;          ///< sparsemixer
   const float* selection_bias = nullptr;  ///< [E] added to probabilities for selection alone; null: none
   const float* output_scale = nullptr;    ///< [E] multiplies the gates of an expert; null: none
 };
 
-/// Routes one token, in fp32. The K best experts that `kept` allows win, ties go to the lower id.
+/// Routes one token, in `Real` arithmetic: float or double. The K best experts that `kept` allows win, ties go to the lower id.
 /// @param logits         [E] raw
 /// @param kept           null: all; else which experts may be chosen, at least K of them
 /// @param probabilities  [E] out, 0 for experts that are not kept
 /// @param ids, gates     [K] out, best first
-void route_token(const RouterRule& rule, const float* logits, const std::vector<bool>* kept, float* probabilities,
-                 std::int32_t* ids, float* gates);
+template <class Real>
+void route_token(const RouterRule& rule, const Real* logits, const std::vector<bool>* kept, Real* probabilities,
+                 std::int32_t* ids, Real* gates);
 
 /// The rule of a layer. @param regrouped  forget the groups, as a plan with `regroup` does.
 RouterRule router_rule(const TileContext& context, const LayerWeights& weights, bool regrouped);
@@ -37,12 +37,9 @@ RouterRule router_rule(const TileContext& context, const LayerWeights& weights, 
 /// Empties a record and gives it room for that many tokens.
 void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLayer& routed);
 
-/// What restricts the routing of a token; null: nothing.
-using KeptExperts = std::function<const LayerMask*(std::int64_t token)>;
-
 /// Routes the tokens of a tile: logits, probabilities, ids and gates of tokens [first, first + n).
 /// @param normed  [n, H] tile
 void route_tile(const TileContext& context, const LayerWeights& weights, const at::Tensor& normed, std::int64_t first,
-                const KeptExperts& kept, RoutedLayer& routed, TileScratch& scratch);
+                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch);
 
 }  // namespace moetrim

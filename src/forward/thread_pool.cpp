@@ -29,13 +29,11 @@ void ThreadPool::run(std::int64_t count, const std::function<void(std::int64_t, 
     count_ = count;
     busy_ = size();
     failure_ = nullptr;
+    inference_ = c10::InferenceMode::is_enabled();
     ++round_;
   }
   start_.notify_all();
-  {
-    const c10::InferenceMode no_autograd;
-    drain(0);
-  }
+  drain(0);
   std::unique_lock lock(mutex_);
   finished_.wait(lock, [this] { return busy_ == 0; });
   body_ = nullptr;
@@ -44,7 +42,6 @@ void ThreadPool::run(std::int64_t count, const std::function<void(std::int64_t, 
 
 void ThreadPool::work(int worker) {
   at::set_num_threads(1);  // OpenMP keeps its thread count per calling thread
-  const c10::InferenceMode no_autograd;
   std::uint64_t seen = 0;
   while (true) {
     {
@@ -58,6 +55,7 @@ void ThreadPool::work(int worker) {
 }
 
 void ThreadPool::drain(int worker) {
+  const c10::InferenceMode mode(inference_);
   while (true) {
     std::int64_t index = 0;
     {

@@ -22,7 +22,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  /// Calls body(index, worker) once for every index in [0, count), handing indices out in order; the caller is worker 0.
+  /// Calls body(index, worker) once for every index in [0, count), handing indices out in order; the caller is worker 0, and
+  /// all workers are in inference mode when it is.
   /// Returns when all are done; rethrows the first exception, after which the rest are skipped.
   void run(std::int64_t count, const std::function<void(std::int64_t, int)>& body);
 
@@ -38,6 +39,7 @@ class ThreadPool {
   int busy_ = 0;
   std::uint64_t round_ = 0;
   bool stop_ = false;
+  bool inference_ = false;
   std::exception_ptr failure_;
 };
 

@@ -1,0 +1,90 @@
+// Which rows of a layer's tokens go to which expert, in tiles that any worker can take.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "forward/layer_weights.h"
+#include "moetrim/forward.h"
+
+namespace moetrim {
+
+/// Rows of a tile: every tile packs the weights anew inside the matrix product, and at 512 rows that no longer shows.
+inline constexpr std::int64_t kExpertTileRows = 512;
+
+/// The (token, slot) pairs of a layer grouped by expert; within an expert by token.
+struct ExpertRows {
+  std::vector<std::int64_t> start;   ///< [E + 1] into pairs
+  std::vector<std::int64_t> pairs;   ///< token * K + slot
+
+  static ExpertRows group(const RoutedLayer& routed);
+};
+
+/// Makes an expert's weights of bytes that are there: conversion and dequantisation, worth a thread of its own.
+using ExpertLoader = std::function<ExpertWeights()>;
+
+/// Weights that the first worker who needs them makes, while the others go on with other experts.
+class LazyExpert {
+ public:
+  explicit LazyExpert(ExpertLoader load) : load_(std::move(load)) {}
+  const ExpertWeights& weights();
+
+ private:
+  ExpertLoader load_;
+  std::once_flag once_;
+  ExpertWeights weights_;
+};
+
+/// A slice of one expert's rows, and its number in the order of sums.
+struct TileTask {
+  std::shared_ptr<LazyExpert> weights;
+  int expert = 0;
+  bool first = false;                 ///< the expert's first tile
+  std::int64_t begin = 0, end = 0;    ///< pairs of ExpertRows
+  std::int64_t number = 0;
+};
+
+/// Which experts get a tile.
+enum class Visit : std::uint8_t {
+  routed,  ///< those with rows
+  every,   ///< also those without: one empty tile
+};
+
+/// Hands out tiles expert by expert; the worker that crosses into a new expert fetches its weights.
+class TileQueue {
+ public:
+  /// @param next_expert  fetches expert 0, 1, … in turn, never concurrently; what it returns makes the weights, once and on
+  ///                     any worker.
+  TileQueue(const ExpertRows& rows, const std::function<ExpertLoader()>& next_expert, Visit visit)
+      : rows_(rows), next_expert_(next_expert), visit_(visit) {}
+
+  std::optional<TileTask> take();
+
+ private:
+  const ExpertRows& rows_;
+  const std::function<ExpertLoader()>& next_expert_;
+  Visit visit_;
+  std::mutex mutex_;
+  std::shared_ptr<LazyExpert> lazy_;
+  std::size_t expert_ = 0;  // the next one
+  bool fresh_ = false;      // the current one has had no tile
+  std::int64_t next_row_ = 0, expert_end_ = 0, number_ = 0;
+};
+
+/// Token numbers and gates of a tile, on the device.
+struct TileRows {
+  at::Tensor tokens;       // [n] i32
+  at::Tensor gates;        // [n] wide
+  at::Tensor input_gates;  // [n] wide, undefined in most families
+
+  TileRows(const RoutedLayer& routed, const ExpertRows& rows, const TileTask& task, const Numerics& numerics,
+           const at::Device& device);
+};
+
+}  // namespace moetrim

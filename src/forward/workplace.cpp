@@ -1,0 +1,76 @@
+// What a forward or backward pass works with.
+
+#include "forward/workplace.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "family/place_tensors.h"
+#include "moetrim/error.h"
+#include "moetrim/machine.h"
+
+namespace moetrim {
+
+namespace {
+
+at::Device parse_device(const std::string& name) {
+  if (name != "cpu" && !name.starts_with("cuda")) {
+    throw UsageError(fmt::format("unknown device \"{}\"; expected cpu or cuda:0", name));
+  }
+  try {
+    const at::Device device(name);
+    if (device.is_cuda()) at::empty({1}, at::TensorOptions().device(device));
+    return device;
+  } catch (const c10::Error& error) {
+    throw InvalidInput(fmt::format("device {} cannot be used: {}", name, error.what_without_backtrace()));
+  }
+}
+
+void check_all_known(const Model& model) {
+  const auto& tensors = model.checkpoint->tensors();
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::string& name = tensors[i].name;
+    const bool of_layer = name.find("layers.") != std::string::npos && !is_derived(name);
+    if (model.places[i].rule != nullptr || !of_layer || model.family->leaves_untouched(name)) continue;
+    throw InvalidInput(fmt::format("{}: tensor {} is unknown to family {}, so that the model cannot be computed; it can be pruned with "
+                                   "a plan that was made elsewhere", model.checkpoint->folder().string(), name, model.family->name));
+  }
+}
+
+}  // namespace
+
+Workplace::Workplace(const Model& m, const ForwardOptions& o)
+    : model(m),
+      options(o),
+      device(parse_device(o.device)),
+      numerics(Numerics::choose(o.precision, device)),
+      rotary(m, numerics, device),
+      pool(device.is_cpu() ? (o.threads > 0 ? o.threads : usable_cores()) : 1),
+      scratch(static_cast<std::size_t>(pool.size())),
+      context{model, numerics, device, rotary} {
+  check_all_known(model);
+}
+
+std::unique_ptr<WeightStream> Workplace::open_weights(const std::vector<int>& layers) const {
+  std::vector<WeightGroup> groups;
+  for (const int layer : layers) {
+    const LayerTensors& tensors = model.layer[static_cast<std::size_t>(layer)];
+    groups.push_back(layer_group(tensors));
+    for (int e = 0; tensors.sparse && e < model.experts; ++e) groups.push_back(expert_group(tensors, e));
+  }
+  return std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), options.read_ahead_bytes, options.drop_page_cache);
+}
+
+std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
+  std::vector<Tile> tiles;
+  for (const Sequence& sequence : sequences) {
+    if (tiles.empty() || tiles.back().tokens + sequence.length > kTileTokens) {
+      tiles.push_back({.begin = sequence.begin, .tokens = 0, .parts = {}});
+    }
+    tiles.back().tokens += sequence.length;
+    tiles.back().parts.push_back({.length = sequence.length});
+  }
+  return tiles;
+}
+
+}  // namespace moetrim
