@@ -23,12 +23,47 @@ struct KeepBudget {
   std::optional<int> experts;
   std::optional<double> ratio;  ///< in (0, 1]
 
+  bool empty() const { return !experts && !ratio; }
   /// "16" or "0.5" or "50%"; "1" is one expert, "1.0" and "100%" are all. @throws UsageError
   static KeepBudget parse(std::string_view text);
   /// Whole experts to keep of `experts`; a ratio is rounded here and nowhere else, to a multiple of `step`.
   /// @throws UsageError when nothing is set
   int of(int experts_before, int step = 1) const;
 };
+
+/// A share above 0 and at most 1 as an exact decimal: binary fractions would cut an atomic expert too many or too few.
+struct Share {
+  std::int64_t part = 1;
+  std::int64_t whole = 1;  ///< at most 10^9
+
+  /// "0.75", "75%", "12.5%"; at most nine digits behind the point, seven before a percent sign.
+  /// @param what  the option that is named in errors. @throws UsageError
+  static Share parse(std::string_view text, std::string_view what);
+  double value() const { return static_cast<double>(part) / static_cast<double>(whole); }
+};
+
+/// How many atomic experts stay, of all that the kept experts have.
+struct AtomBudget {
+  std::optional<std::int64_t> atoms;  ///< in all layers together
+  std::optional<Share> share;
+
+  bool empty() const { return !atoms && !share; }
+  /// "0.75" or "75%" or "1500000"; "1" is one atomic expert, "1.0" and "100%" are all. @throws UsageError
+  static AtomBudget parse(std::string_view text);
+  /// total - floor((1 - share) total), in integers; `total` when it is empty. @throws InvalidInput for more than there are
+  std::int64_t of(std::int64_t total) const;
+};
+
+/// Among which atomic experts the best are chosen.
+enum class AtomScope {
+  global,  ///< one ranking over all layers: widths differ, experts may end with none
+  layer,   ///< the same number in every layer
+  expert,  ///< the same number in every expert: a uniform width
+};
+/// "global", "layer", "expert".
+std::string_view atom_scope_name(AtomScope scope);
+/// @throws UsageError
+AtomScope atom_scope_from_name(std::string_view name);
 
 /// What decides how many experts a layer can do with. Known before anything is measured.
 struct RouterLimits {
@@ -110,11 +145,21 @@ struct Plan {
 /// @param width_before  of the checkpoint, for a plan that keeps experts whole.
 std::optional<int> uniform_width(const Plan& plan, int width_before);
 
+/// What a plan must not exceed, and how it may choose. Of several limits the tightest wins.
 struct PlanRequest {
-  KeepBudget keep;
-  std::vector<std::string> protect;  ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
+  KeepBudget keep = {};                   ///< experts of every layer; empty: all, or what the other limits allow
+  std::vector<std::string> protect = {};  ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
   bool regroup = false;              ///< ignore the router's groups, and make one of them
   bool correct_drift = false;        ///< let the new checkpoint undo the growth of kept gates
+  std::optional<std::uint64_t> budget_bytes = {};  ///< of the new checkpoint's tensors
+  // What follows is for plans over atomic experts only.
+  AtomBudget keep_atoms = {};
+  std::optional<Share> budget_flops = {};  ///< of the routed experts' multiply-adds on the calibrated tokens
+  AtomScope scope = AtomScope::global;
+  /// Every width that is not full is a multiple of `align`, and atomic experts go and stay in blocks of `atom_blocks`
+  /// neighbours, counted from 0. One of the two divides the other.
+  int align = 1;
+  int atom_blocks = 1;
 };
 
 /// What an expert's max|f| is compared with; see find_super_experts.
@@ -136,12 +181,22 @@ SuperExpertThresholds super_expert_thresholds(const Statistics& statistics, Vari
 /// @throws InvalidInput when no MoE layer is among the first three quarters.
 std::vector<ProtectedExpert> find_super_experts(const Statistics& statistics, Variant variant);
 
-/// Keeps the best `keep` experts of every layer, or keep / groups of every group; protected experts first; ties go to the
-/// lower id.
+/// Experts: the best `keep` of every layer, or keep / groups of every group; protected ones first; ties go to the lower id.
+/// With a budget of bytes, the largest legal number that fits.
+///
+/// Atomic experts, when `scores` are of those: the experts are chosen by `experts`, then the best of their atomic experts
+/// stay, those of protected experts first; ties go to the lower layer, expert and atomic expert. In blocks or aligned, the
+/// unit is the sum of its scores: an expert's best blocks, as many as make up a multiple of `align`.
+///
+/// Bytes are those of StatisticsManifest::sizes. Multiply-adds of a layer are its routed tokens, in the proportions in which
+/// the kept experts were used, times their widths: dropping experts saves none, since a token still uses as many.
 /// @param variant  of the super experts, when they are asked for.
+/// @param experts  scores of experts; needed when `scores` are of atomic experts and request.keep is set.
 /// @throws InvalidInput when legal_keep or check_correct_drift refuses, more experts of a layer or group are protected than
-///         kept, or the scores are not of these statistics; UsageError for a protection that cannot be read.
-Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant);
+///         kept, a limit cannot be met (naming the least that can), or the scores are not of these statistics; UsageError
+///         for no limit at all, limits that say nothing for such scores, and a protection that cannot be read.
+Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant,
+               const Scores* experts = nullptr);
 
 /// How much the kept gates grow: by 1 / mass, since a softmax over fewer experts gives each a larger share.
 struct RouterDrift {

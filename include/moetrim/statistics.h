@@ -151,7 +151,7 @@ struct StatisticsManifest {
   struct Sizes {
     std::int64_t checkpoint_bytes = 0;  ///< all tensors
     std::int64_t expert_bytes = 0;      ///< one expert with its router row, in one layer
-    std::int64_t atom_bytes = 0;        ///< one atomic expert, rounded up where scales are shared
+    std::int64_t atom_bytes = 0;        ///< one atomic expert, scales shared with others in part and rounded down
     std::int64_t width = 0;             ///< atomic experts of an expert
     std::int64_t hidden = 0;            ///< H
 

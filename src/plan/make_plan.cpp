@@ -1,12 +1,16 @@
-// Scores, a budget and protection to a plan: the same number of experts in every MoE layer, and in every group of it.
+// Scores, a budget and protection to a plan: the same number of experts in every MoE layer, and in every group of it; then,
+// with scores of atomic experts, what stays of each.
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
 #include "moetrim/plan.h"
+#include "plan/choose_atoms.h"
+#include "plan/cost.h"
 #include "plan/legal_keep.h"
 #include "plan/protect.h"
 #include "plan/router_drift.h"
@@ -19,16 +23,21 @@ using Protection = std::map<int, std::vector<bool>>;  // layer to [experts]
 
 void check_scores(const Statistics& statistics, const Scores& scores) {
   const auto& manifest = statistics.manifest;
-  if (scores.grain == Grain::atom) throw UsageError(fmt::format("{} scores atomic experts, not experts", scores.method));
+  const bool atoms = scores.grain == Grain::atom;
+  if (atoms && (scores.width < 1 || scores.width != manifest.expert_width)) {
+    throw InvalidInput(fmt::format("the scores are of experts with {} atomic experts, the statistics of {}", scores.width,
+                                   manifest.expert_width));
+  }
+  const auto expected = static_cast<std::size_t>(manifest.experts) * static_cast<std::size_t>(atoms ? scores.width : 1);
   if (scores.layers != manifest.moe_layers || scores.values.size() != scores.layers.size()) {
     throw InvalidInput(fmt::format("the scores are of other layers than the statistics: {} for {} MoE layers",
                                    scores.layers.size(), manifest.moe_layers.size()));
   }
   for (std::size_t i = 0; i < scores.values.size(); ++i) {
     const auto& values = scores.values[i];
-    if (values.size() != static_cast<std::size_t>(manifest.experts)) {
-      throw InvalidInput(fmt::format("layer {}: scores of {} experts, the statistics have {}", scores.layers[i],
-                                     values.size(), manifest.experts));
+    if (values.size() != expected) {
+      throw InvalidInput(fmt::format("layer {}: {} scores of {}s, the statistics have {}", scores.layers[i], values.size(),
+                                     atoms ? "atomic expert" : "expert", expected));
     }
     if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
       throw InvalidInput(fmt::format("layer {}: a score is not a finite number", scores.layers[i]));
@@ -88,12 +97,63 @@ std::vector<double> routed_tokens(const LayerStatistics& layer, const std::vecto
   return routed;
 }
 
+std::vector<int> all_experts(int count) {
+  std::vector<int> ids(static_cast<std::size_t>(count));
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
+
 PlanLayer plan_layer(int layer, std::vector<int> keep, const std::vector<double>& routed) {
   PlanLayer planned{.layer = layer, .keep = std::move(keep)};
   planned.unseen = static_cast<int>(std::count(routed.begin(), routed.end(), 0.0));
   planned.unseen_kept = static_cast<int>(std::count_if(
       planned.keep.begin(), planned.keep.end(), [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; }));
   return planned;
+}
+
+/// The most experts that stay: what was asked for, or all.
+KeepBudget keep_or_all(const KeepBudget& keep, int experts) {
+  return keep.empty() ? KeepBudget{.experts = experts, .ratio = {}} : keep;
+}
+
+/// Experts of every layer. A plan over atomic experts spends its bytes on those, any other on experts.
+int choose_keep(const StatisticsManifest& manifest, const PlanRequest& request, const LegalCounts& counts,
+                const std::vector<ProtectedCount>& crowds, bool atoms) {
+  int keep = legal_keep(router_limits(manifest), keep_or_all(request.keep, manifest.experts), request.regroup, crowds);
+  if (atoms || !request.budget_bytes) return keep;
+  int least = counts.least;
+  for (const auto& crowd : crowds) least = std::max(least, counts.step * crowd.count);
+  const auto bytes = [&](int kept) {
+    return expected_bytes(manifest, static_cast<std::int64_t>(manifest.moe_layers.size()) * (manifest.experts - kept), 0);
+  };
+  while (keep > least && !bytes_fit(bytes(keep), *request.budget_bytes)) keep -= counts.step;
+  if (bytes_fit(bytes(keep), *request.budget_bytes)) return keep;
+  throw InvalidInput(fmt::format("budget-bytes {}: the least possible is {}, with {} experts in every layer", *request.budget_bytes,
+                                 bytes(keep), keep));
+}
+
+/// Limits that say nothing for these scores, or none at all.
+void check_request(const PlanRequest& request, const Scores& scores, const Scores* experts) {
+  if (scores.grain == Grain::expert) {
+    if (!request.keep_atoms.empty() || request.scope != AtomScope::global || request.align != 1 || request.atom_blocks != 1) {
+      throw UsageError(fmt::format("{} scores whole experts: keep-atoms, scope, align and atom-blocks are for methods over atomic "
+                                   "experts",
+                                   scores.method));
+    }
+    if (request.budget_flops) {
+      throw UsageError(fmt::format("budget-flops: {} drops whole experts, and a token still uses as many of those that stay; use a "
+                                   "method over atomic experts",
+                                   scores.method));
+    }
+    if (request.keep.empty() && !request.budget_bytes) {
+      throw UsageError("nothing says how many experts stay; add --keep or --budget-bytes");
+    }
+    return;
+  }
+  check_atom_request(request, scores);
+  if (request.keep.empty() != (experts == nullptr)) {
+    throw UsageError(fmt::format("{} scores atomic experts: scores of experts are needed with keep, and only then", scores.method));
+  }
 }
 
 nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {
@@ -109,6 +169,7 @@ nlohmann::ordered_json source_of(const Scores& scores, const PlanRequest& reques
   source.erase("checkpoint_fingerprint");  // fields of the plan itself
   source.erase("family");
   if (request.keep.ratio) source["rounding"] = rounding_of(plan, *request.keep.ratio, counts);
+  if (request.budget_bytes) source["budget_bytes"] = *request.budget_bytes;
   if (!request.protect.empty()) {
     source["protect"] = request.protect;
     source["super_variant"] = variant_name(variant);
@@ -138,25 +199,43 @@ Plan head_of(const StatisticsManifest& manifest, const Scores& scores, const Pla
 
 }  // namespace
 
-Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant) {
+Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanRequest& request, Variant variant,
+               const Scores* experts) {
+  const auto& manifest = statistics.manifest;
+  const bool atoms = scores.grain == Grain::atom;
   check_scores(statistics, scores);
-  const RouterLimits limits = router_limits(statistics.manifest);
+  if (experts) check_scores(statistics, *experts);
+  if (experts && experts->grain == Grain::atom) {
+    throw UsageError(fmt::format("{} scores atomic experts and cannot choose experts", experts->method));
+  }
+  check_request(request, scores, experts);
+  const RouterLimits limits = router_limits(manifest);
   const LegalCounts counts = legal_counts(limits, request.regroup);
   if (request.correct_drift) check_correct_drift(limits);
-  Plan plan = head_of(statistics.manifest, scores, request);
+  Plan plan = head_of(manifest, scores, request);
   plan.protect = resolve_protection(statistics, request.protect, variant);
   auto protection = by_layer(plan.protect, plan.experts);
-  plan.keep = legal_keep(limits, request.keep, request.regroup, count_protected(protection, plan.experts, counts.step));
-  const auto weights = task_weights(statistics.manifest, scores);
+  plan.keep = choose_keep(manifest, request, counts, count_protected(protection, plan.experts, counts.step), atoms);
+  const auto weights = task_weights(manifest, scores);
+  const Scores* choosing = atoms ? experts : &scores;
+  std::vector<std::vector<double>> routed;
   for (std::size_t i = 0; i < statistics.layers.size(); ++i) {
     const auto& layer = statistics.layers[i];
-    plan.layers.push_back(plan_layer(layer.layer,
-                                     best_experts(scores.values[i], protection[layer.layer], plan.keep, counts.step),
-                                     routed_tokens(layer, weights)));
+    routed.push_back(routed_tokens(layer, weights));
+    auto keep = choosing ? best_experts(choosing->values[i], protection[layer.layer], plan.keep, counts.step)
+                         : all_experts(plan.experts);
+    plan.layers.push_back(plan_layer(layer.layer, std::move(keep), routed.back()));
     if (limits.drifts()) plan.layers.back().kept_mass = kept_mass(layer, plan.layers.back().keep, weights);
   }
   if (request.correct_drift) check_kept_mass(plan);
   plan.source = source_of(scores, request, plan, counts, variant);
+  if (atoms && experts) plan.source["expert_method"] = experts->method;
+  if (atoms) {
+    choose_atoms(manifest, scores, request, routed, plan);
+  } else if (has_sizes(manifest)) {
+    const auto dropped = static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - plan.keep);
+    plan.source["expected"] = {{"bytes", expected_bytes(manifest, dropped, 0)}};
+  }
   return plan;
 }
 

@@ -1,6 +1,7 @@
 // manifest.json of a statistics folder: what was measured, on what, how.
 #include "moetrim/statistics.h"
 
+#include <algorithm>
 
 #include <fmt/format.h>
 
@@ -15,7 +16,7 @@ constexpr int kVersion = 1;
 constexpr int kMostBlocks = 64;
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;  // beyond it fp64 no longer counts every token
 
-constexpr std::int64_t kMostBytes = std::int64_t{1} << 53;
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 50;  // a thousand layers of it still fit 64 bits
 constexpr double kMostLoss = 1e300;
 
 nlohmann::ordered_json task_to_json(const StatisticsManifest::TaskFacts& task, bool second_order) {
@@ -54,12 +55,13 @@ nlohmann::ordered_json sizes_to_json(const StatisticsManifest::Sizes& sizes) {
           {"hidden", sizes.hidden}};
 }
 
-StatisticsManifest::Sizes sizes_from_json(JsonFields fields) {
+/// The bounds keep sums over experts and atomic experts within 64 bits.
+StatisticsManifest::Sizes sizes_from_json(JsonFields fields, int experts) {
   StatisticsManifest::Sizes sizes;
   sizes.checkpoint_bytes = fields.integer("checkpoint_bytes", 1, kMostBytes);
-  sizes.expert_bytes = fields.integer("expert_bytes", 1, sizes.checkpoint_bytes);
-  sizes.atom_bytes = fields.integer("atom_bytes", 1, sizes.expert_bytes);
+  sizes.expert_bytes = fields.integer("expert_bytes", 1, std::max<std::int64_t>(1, sizes.checkpoint_bytes / experts));
   sizes.width = fields.whole("width", 1);
+  sizes.atom_bytes = fields.integer("atom_bytes", 1, sizes.expert_bytes / sizes.width + 1);
   sizes.hidden = fields.whole("hidden", 1);
   fields.finish();
   return sizes;
@@ -148,7 +150,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   manifest.dtype = fields.choice("dtype", {"fp32", "bf16", "fp64"});
   manifest.count = fields.choice("count", {"all", "prompt", "response"});
   if (fields.has("expert_width")) manifest.expert_width = fields.whole("expert_width", 1);
-  if (fields.has("sizes")) manifest.sizes = sizes_from_json(JsonFields(fields.object("sizes"), file, "sizes"));
+  if (fields.has("sizes")) manifest.sizes = sizes_from_json(JsonFields(fields.object("sizes"), file, "sizes"), manifest.experts);
   if (manifest.expert_width > 0 && manifest.sizes.width > 0 && manifest.sizes.width != manifest.expert_width) {
     fields.fail("sizes.width", fmt::format("expected the {} of expert_width, got {}", manifest.expert_width, manifest.sizes.width));
   }

@@ -1,0 +1,164 @@
+// Limits on atomic experts, bytes and multiply-adds to the atomic experts that stay.
+#include "plan/choose_atoms.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "plan/atom_ranking.h"
+#include "plan/cost.h"
+
+namespace moetrim {
+namespace {
+
+/// The sums of shares are slightly off in binary: far above that error, far below what anybody asks for.
+constexpr double kSlack = 1e-12;
+
+std::vector<RankedExpert> ranked_experts(const Scores& scores, const Plan& plan) {
+  std::vector<RankedExpert> experts;
+  for (std::size_t l = 0; l < plan.layers.size(); ++l) {
+    for (const int expert : plan.layers[l].keep) {
+      const auto width = static_cast<std::size_t>(scores.width);
+      experts.push_back({std::span(scores.values[l]).subspan(static_cast<std::size_t>(expert) * width, width)});
+    }
+  }
+  for (const ProtectedExpert& expert : plan.protect) {
+    const auto layer = std::find_if(plan.layers.begin(), plan.layers.end(),
+                                    [&](const PlanLayer& candidate) { return candidate.layer == expert.layer; });
+    const auto place = std::lower_bound(layer->keep.begin(), layer->keep.end(), expert.expert) - layer->keep.begin();
+    experts[static_cast<std::size_t>((layer - plan.layers.begin()) * plan.keep + place)].whole = true;
+  }
+  return experts;
+}
+
+std::size_t pool_size(const Plan& plan, AtomScope scope) {
+  if (scope == AtomScope::expert) return 1;
+  return static_cast<std::size_t>(plan.keep) * (scope == AtomScope::layer ? 1 : plan.layers.size());
+}
+
+/// The largest number in [low, high] that fits, where `low` does and every number below one that fits does too.
+template <class Fits>
+std::int64_t largest(std::int64_t low, std::int64_t high, const Fits& fits) {
+  while (low < high) {
+    const std::int64_t middle = high - (high - low) / 2;
+    if (fits(middle)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+/// Everything that decides how many atomic experts stay.
+class AtomLimits {
+ public:
+  AtomLimits(const StatisticsManifest& manifest, const PlanRequest& request, const std::vector<std::vector<double>>& routed,
+             const Plan& plan, const AtomRanking& ranking)
+      : manifest_(manifest), request_(request), ranking_(ranking), flops_(plan.layers, routed, manifest.expert_width),
+        dropped_(static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - plan.keep)),
+        protects_(!plan.protect.empty()) {}
+
+  std::int64_t total() const { return ranking_.pools() * ranking_.pool_atoms(); }
+  double flops(const std::vector<int>& widths) const { return flops_.share(widths); }
+  std::int64_t bytes(std::int64_t atoms) const { return expected_bytes(manifest_, dropped_, total() - atoms); }
+
+  /// In all layers: the number or share that was asked for, and the bytes.
+  std::int64_t most_atoms() const {
+    const std::int64_t asked = request_.keep_atoms.of(total());
+    if (asked < least()) refuse(fmt::format("keep-atoms leaves {}; the least possible is {}", asked, least()));
+    if (!request_.budget_bytes) return asked;
+    const auto fits = [&](std::int64_t atoms) { return bytes_fit(bytes(atoms), *request_.budget_bytes); };
+    if (!fits(least())) refuse(fmt::format("budget-bytes {}: the least possible is {}", *request_.budget_bytes, bytes(least())));
+    return largest(least(), asked, fits);
+  }
+
+  /// The most atomic experts that a pool can have within all limits.
+  std::int64_t target() const {
+    const std::int64_t most = most_atoms() / ranking_.pools();
+    if (!request_.budget_flops) return most;
+    const double budget = request_.budget_flops->value();
+    const auto share = [&](std::int64_t target) { return flops(ranking_.widths(target)); };
+    const auto fits = [&](std::int64_t target) { return share(target) <= budget * (1 + kSlack); };
+    if (!fits(ranking_.least())) {
+      refuse(fmt::format("budget-flops {}: the least possible is {:.6g}", budget, share(ranking_.least())));
+    }
+    return largest(ranking_.least(), most, fits);
+  }
+
+ private:
+  std::int64_t least() const { return ranking_.pools() * ranking_.least(); }
+
+  [[noreturn]] void refuse(const std::string& problem) const {
+    if (request_.scope == AtomScope::expert && protects_) {
+      throw InvalidInput(problem + ", since a protected expert keeps all its atomic experts and --scope expert gives every expert "
+                                   "the same number; use --scope layer or global");
+    }
+    const std::string where = request_.scope == AtomScope::global ? "in all" : fmt::format("in every {}", atom_scope_name(request_.scope));
+    throw InvalidInput(fmt::format("{}, with {} of {} atomic experts ({} {}{})", problem, least(), total(), ranking_.least(), where,
+                                   protects_ ? ", for the protected experts" : ""));
+  }
+
+  const StatisticsManifest& manifest_;
+  const PlanRequest& request_;
+  const AtomRanking& ranking_;
+  const ExpertFlops flops_;
+  const std::int64_t dropped_;
+  const bool protects_;
+};
+
+std::string rounding_rule(const PlanRequest& request, int step) {
+  std::string rule = "removed: the share's whole part";
+  if (request.scope != AtomScope::global) {
+    rule += fmt::format("; equally many stay in every {}, rounded down", atom_scope_name(request.scope));
+  }
+  if (step > 1) rule += fmt::format("; an expert keeps all, or a multiple of {}", step);
+  return rule;
+}
+
+void write_source(const PlanRequest& request, const AtomLimits& limits, const std::vector<int>& widths, int step, bool with_bytes,
+                  nlohmann::ordered_json& source) {
+  const std::int64_t kept = std::accumulate(widths.begin(), widths.end(), std::int64_t{0});
+  nlohmann::ordered_json rounding;
+  if (request.keep_atoms.share) rounding["share"] = request.keep_atoms.share->value();
+  rounding.update({{"of", limits.total()}, {"most", limits.most_atoms()}, {"kept", kept}, {"rule", rounding_rule(request, step)}});
+  source["rounding"]["atoms"] = std::move(rounding);
+  source["atoms"] = {{"scope", atom_scope_name(request.scope)}, {"align", request.align}, {"atom_blocks", request.atom_blocks}};
+  if (request.budget_flops) source["budget_flops"] = request.budget_flops->value();
+  if (with_bytes) source["expected"]["bytes"] = limits.bytes(kept);
+  source["expected"]["flops"] = limits.flops(widths);
+}
+
+}  // namespace
+
+void check_atom_request(const PlanRequest& request, const Scores& scores) {
+  if (request.keep_atoms.empty() && !request.budget_bytes && !request.budget_flops) {
+    throw UsageError(fmt::format("{} scores atomic experts, and nothing says how many of them stay; add --keep-atoms, "
+                                 "--budget-bytes or --budget-flops",
+                                 scores.method));
+  }
+  if (request.align < 1 || request.atom_blocks < 1) {
+    throw UsageError(fmt::format("align {} and atom-blocks {}: expected numbers from 1", request.align, request.atom_blocks));
+  }
+  if (request.align % request.atom_blocks != 0 && request.atom_blocks % request.align != 0) {
+    throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", request.align, request.atom_blocks));
+  }
+}
+
+void choose_atoms(const StatisticsManifest& manifest, const Scores& scores, const PlanRequest& request,
+                  const std::vector<std::vector<double>>& routed, Plan& plan) {
+  const int step = std::max(request.align, request.atom_blocks);
+  const AtomRanking ranking(ranked_experts(scores, plan), pool_size(plan, request.scope), request.atom_blocks, step);
+  const AtomLimits limits(manifest, request, routed, plan, ranking);
+  const auto widths = ranking.widths(limits.target());
+  plan.width = scores.width;
+  std::size_t expert = 0;
+  for (PlanLayer& layer : plan.layers) {
+    for (std::size_t i = 0; i < layer.keep.size(); ++i, ++expert) layer.atoms.push_back(ranking.ranges(expert, widths[expert]));
+  }
+  write_source(request, limits, widths, step, has_sizes(manifest), plan.source);
+}
+
+}  // namespace moetrim
