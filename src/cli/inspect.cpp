@@ -1,6 +1,8 @@
 // moetrim inspect: what a checkpoint is.
 
+#include <algorithm>
 #include <charconv>
+#include <limits>
 #include <map>
 
 #include <fmt/format.h>
@@ -9,6 +11,7 @@
 #include "moetrim/error.h"
 #include "moetrim/family.h"
 #include "moetrim/plan.h"
+#include "moetrim/rewrite.h"
 #include "moetrim/suggest.h"
 
 namespace moetrim::cli {
@@ -110,8 +113,43 @@ void inspect_unknown(const Session& session, const Checkpoint& checkpoint, const
       checkpoint.tensors().size(), checkpoint.files().size(), types));
 }
 
+/// A checkpoint whose config.json lists the width of every expert; only its own class computes it.
+void inspect_slim(const Session& session, const Checkpoint& checkpoint, const SlimWidths& slim) {
+  std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = 0, sum = 0, count = 0;
+  nlohmann::ordered_json widths = nlohmann::ordered_json::object();
+  for (const auto& [layer, list] : slim.widths) {
+    widths[std::to_string(layer)] = list;
+    for (const auto width : list) {
+      least = std::min(least, width);
+      most = std::max(most, width);
+      sum += width;
+      ++count;
+    }
+  }
+  std::uint64_t expert_bytes = 0;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    if (tensor.name.find(".experts.slim_") != std::string::npos) expert_bytes += tensor.size;
+  }
+  const auto named = checkpoint.config().find("model_type");
+  const std::string type = named != checkpoint.config().end() && named->is_string() ? named->get<std::string>() : "unknown";
+  const int layers = count_numbered(checkpoint, "layers.");
+  const std::size_t experts = slim.widths.begin()->second.size();
+  session.print({{"family", type}, {"layers", layers}, {"moe_layers", slim.widths.size()}, {"experts", experts},
+                 {"layout", "slim"}, {"expert_widths", std::move(widths)},
+                 {"total_bytes", checkpoint.total_bytes()}, {"bytes", {{"experts", expert_bytes}}},
+                 {"files", checkpoint.files().size()}, {"fingerprint", checkpoint.fingerprint()}},
+                fmt::format("family      {}\nlayers      {} ({} MoE)\nexperts     {} of widths {} to {}, mean {:.1f}, listed in config.json\n"
+                            "size        {} in {} file(s)\n  experts     {}\n"
+                            "loads in transformers 5 with trust_remote_code=True; moetrim verifies it and does not compute it\n",
+                            type, layers, slim.widths.size(), experts, least, most, static_cast<double>(sum) / static_cast<double>(count),
+                            human_bytes(checkpoint.total_bytes()), checkpoint.files().size(), human_bytes(expert_bytes)));
+}
+
 void inspect(const Session& session, const std::string& folder) {
   const Checkpoint checkpoint = Checkpoint::open(folder);
+  if (const auto slim = read_slim_widths(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {
+    return inspect_slim(session, checkpoint, *slim);
+  }
   const auto type = checkpoint.config().find("model_type");
   if (type != checkpoint.config().end() && type->is_string() && find_family(type->get_ref<const std::string&>()) == nullptr) {
     return inspect_unknown(session, checkpoint, type->get<std::string>());

@@ -32,6 +32,15 @@ std::optional<Checkpoint> open(const std::filesystem::path& folder, Findings& fi
   }
 }
 
+void check_config(const Checkpoint& checkpoint, Findings& findings) {
+  try {
+    if (const auto slim = read_slim_widths(checkpoint.config(), "config.json")) check_slim(checkpoint, *slim, findings);
+    else check_family(checkpoint, findings);
+  } catch (const InvalidInput& problem) {
+    add_error(findings, "config.json", problem.what());
+  }
+}
+
 }  // namespace
 
 std::string_view severity_name(Severity severity) { return severity == Severity::error ? "error" : "warning"; }
@@ -44,7 +53,7 @@ std::vector<Finding> verify_checkpoint(const std::filesystem::path& folder, cons
   if (checkpoint) {
     check_index(*checkpoint, findings);
     check_expert_numbers(*checkpoint, findings);
-    check_family(*checkpoint, findings);
+    check_config(*checkpoint, findings);
     if (options.deep) check_values(*checkpoint, options, findings);
   }
   std::stable_sort(findings.begin(), findings.end(),

@@ -1,0 +1,129 @@
+// Experts whose widths config.json lists: every tensor that the list asks for, in its shape, and no other.
+
+#include <charconv>
+#include <map>
+#include <set>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "moetrim/error.h"
+#include "moetrim/family.h"
+#include "verify/checks.h"
+
+namespace moetrim::verify_detail {
+
+namespace {
+
+using Shape = std::vector<std::int64_t>;
+
+const nlohmann::ordered_json& language_model(const nlohmann::ordered_json& config) {
+  const auto text = config.find("text_config");
+  return text != config.end() && text->is_object() ? *text : config;
+}
+
+std::int64_t whole_number(const nlohmann::ordered_json& object, std::string_view key) {
+  const auto found = object.find(std::string(key));
+  return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : -1;
+}
+
+/// "model.layers.3.mlp.experts.slim_gate.5" taken apart.
+struct SlimName {
+  int layer = -1;
+  std::string part;  ///< "gate", "down_bias"
+  int expert = -1;
+};
+
+/// The number at the front of the text, -1 when there is none.
+int number_at(std::string_view text) {
+  int number = -1;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  return number;
+}
+
+std::optional<SlimName> slim_name(std::string_view name, std::int64_t layers) {
+  constexpr std::string_view kSlim = ".experts.slim_", kLayers = "layers.";
+  const auto at = name.find(kSlim);
+  const auto layer_at = name.find(kLayers);
+  if (at == std::string_view::npos || layer_at == std::string_view::npos) return std::nullopt;
+  const std::string_view rest = name.substr(at + kSlim.size());
+  SlimName out;
+  out.layer = number_at(name.substr(layer_at + kLayers.size()));
+  if (out.layer >= 0 && name.starts_with("mtp.")) out.layer += static_cast<int>(layers);
+  out.part = std::string(rest.substr(0, rest.find('.')));
+  out.expert = number_at(rest.substr(std::min(rest.size(), out.part.size() + 1)));
+  return out;
+}
+
+/// Lengths that a part of an expert must have; empty for a part that there is not.
+Shape shape_of(std::string_view part, std::int64_t width, std::int64_t hidden, bool input_first) {
+  if (part == "gate" || part == "up") return input_first ? Shape{hidden, width} : Shape{width, hidden};
+  if (part == "down") return input_first ? Shape{width, hidden} : Shape{hidden, width};
+  if (part == "gate_bias" || part == "up_bias") return {width};
+  if (part == "down_bias") return {hidden};
+  return {};
+}
+
+/// What the folder must have beside the tensors.
+void check_class(const Checkpoint& checkpoint, Findings& findings) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(checkpoint.folder() / kSlimFile, ignored)) {
+    add_error(findings, std::string(kSlimFile), "is missing; transformers reads experts of different widths with it");
+  }
+  const auto classes = checkpoint.config().find("auto_map");
+  if (classes == checkpoint.config().end() || !classes->is_object() || !classes->contains("AutoModelForCausalLM")) {
+    add_error(findings, "config.json", "auto_map names no class for AutoModelForCausalLM, so that transformers would load another one");
+  }
+}
+
+void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
+  const auto& text = language_model(checkpoint.config());
+  const auto type = checkpoint.config().find("model_type");
+  if (type == checkpoint.config().end() || !type->is_string()) return add_error(findings, "config.json", "has no model_type");
+  const Family* family = find_family(type->get_ref<const std::string&>());
+  if (family == nullptr) return;
+  for (const auto key : family->expert_count_keys) {
+    const std::int64_t experts = whole_number(text, key);
+    for (const auto& [layer, widths] : slim.widths) {
+      if (experts < 0 || experts == static_cast<std::int64_t>(widths.size())) continue;
+      add_error(findings, "config.json", fmt::format("moetrim_slim lists {} experts for layer {}, and {} is {}", widths.size(), layer, key, experts));
+    }
+  }
+}
+
+}  // namespace
+
+void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
+  const auto& text = language_model(checkpoint.config());
+  const std::int64_t hidden = whole_number(text, "hidden_size"), layers = whole_number(text, "num_hidden_layers");
+  check_class(checkpoint, findings);
+  check_counts(checkpoint, slim, findings);
+  std::map<int, std::map<std::string, std::set<int>>> seen;
+  for (const Tensor& tensor : checkpoint.tensors()) {
+    const auto name = slim_name(tensor.name, layers);
+    if (!name) continue;
+    const auto widths = slim.widths.find(name->layer);
+    if (widths == slim.widths.end() || name->expert < 0 || name->expert >= static_cast<int>(widths->second.size())) {
+      add_error(findings, tensor.name, "is of a layer or an expert that moetrim_slim does not list");
+      continue;
+    }
+    const Shape expected = shape_of(name->part, widths->second[static_cast<std::size_t>(name->expert)], hidden, slim.input_first);
+    if (expected.empty()) {
+      add_error(findings, tensor.name, "is no part of an expert");
+    } else if (tensor.shape != expected) {
+      add_error(findings, tensor.name, fmt::format("has shape [{}], expected [{}] by moetrim_slim", fmt::join(tensor.shape, ", "),
+                                                   fmt::join(expected, ", ")));
+    }
+    seen[name->layer][name->part].insert(name->expert);
+  }
+  for (const auto& [layer, widths] : slim.widths) {
+    auto& parts = seen[layer];
+    for (const char* part : {"gate", "up", "down"}) parts[part];
+    for (const auto& [part, experts] : parts) {
+      if (experts.size() == widths.size()) continue;
+      add_error(findings, fmt::format("layer {}", layer), fmt::format("has slim_{} of {} experts, moetrim_slim lists {}", part, experts.size(), widths.size()));
+    }
+  }
+}
+
+}  // namespace moetrim::verify_detail
