@@ -141,6 +141,9 @@ struct Plan {
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, seed, rounding: for the reader
 };
 
+/// Atomic experts that stay in all layers. 0 for a plan that keeps experts whole.
+std::int64_t kept_atoms(const Plan& plan);
+
 /// The width that every expert of every layer has after the plan: what config.json can say. Absent where widths differ.
 /// @param width_before  of the checkpoint, for a plan that keeps experts whole.
 std::optional<int> uniform_width(const Plan& plan, int width_before);
@@ -161,6 +164,12 @@ struct PlanRequest {
   int align = 1;
   int atom_blocks = 1;
 };
+
+/// Whether a request says how much stays, and nothing that such scores cannot serve: before anything is measured.
+/// @param method   whose scores will be given, named in errors; `grain`: theirs.
+/// @param experts  scores of experts will be given beside those of atomic experts.
+/// @throws UsageError
+void check_limits(const PlanRequest& request, std::string_view method, Grain grain, bool experts);
 
 /// What an expert's max|f| is compared with; see find_super_experts.
 struct SuperExpertThresholds {

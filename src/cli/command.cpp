@@ -69,7 +69,7 @@ std::vector<Task> read_tasks(const std::vector<std::string>& files, const std::f
 }
 
 void RunFlags::add(CLI::App& command) {
-  command.add_option("--dtype", dtype, "What activations are rounded to: fp32 or bf16")
+  command.add_option("--dtype", dtype, "What activations are rounded to: bf16 or fp32; fp64 to compare with a reference")
       ->check(CLI::IsMember({"fp32", "bf16", "fp64"}))->capture_default_str();
   command.add_option("--device", device, "cpu or cuda:0")->capture_default_str();
   command.add_option("--threads", threads, "Worker threads; 0: all cores")->check(CLI::NonNegativeNumber);
@@ -94,7 +94,9 @@ void ScoreFlags::add(CLI::App& command) {
   command.add_option("--method", method, "Scoring method: " + names)->required();
   command.add_option("--variant", variant, "executed: the routing that really ran; official: the published code")
       ->check(CLI::IsMember({"executed", "official"}))->capture_default_str();
-  command.add_option("--seed", seed, "Of the random method")->capture_default_str();
+  command.add_option("--library-version", library,
+                     "Version of transformers that the published code of heapr runs with: 4.56 or 4.51; default: 4.56");
+  command.add_option("--seed", seed, "Of the random methods")->capture_default_str();
   command.add_option("--task", tasks, "Score these tasks alone, NAME or NAME=WEIGHT; default: all with weight 1");
 }
 
@@ -102,6 +104,7 @@ ScoreOptions ScoreFlags::options() const {
   ScoreOptions out;
   out.variant = variant_from_name(variant);
   out.seed = seed;
+  out.library = library;
   return out;
 }
 

@@ -70,10 +70,11 @@ struct RunFlags {
   void apply(RunOptions& options, const Session& session, const std::string& label) const;
 };
 
-/// --method, --variant, --seed and the choice of tasks
+/// --method, --variant, --library-version, --seed and the choice of tasks
 struct ScoreFlags {
   std::string method;
   std::string variant = "executed";
+  std::string library;
   std::uint64_t seed = 0;
   std::vector<std::string> tasks;   ///< NAME or NAME=WEIGHT
 

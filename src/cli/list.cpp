@@ -19,10 +19,17 @@ using Words = std::vector<std::string>;
 
 void list_methods(const Session& session) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  std::string text;
+  std::string text = fmt::format("{:<20} {:<7} {:<13} {}\n", "method", "scores", "statistics", "source");
   for (const ScoringMethod* method : scoring_methods()) {
-    list.push_back({{"name", method->name}, {"source", method->source}, {"unit", method->unit}, {"official", method->official}});
-    text += fmt::format("{:<16} {}\n", method->name, method->source);
+    const std::string_view needs = method->second_order ? "second-order" : "default";
+    list.push_back({{"name", method->name},
+                    {"grain", grain_name(method->grain)},
+                    {"statistics", needs},
+                    {"source", method->source},
+                    {"unit", method->unit},
+                    {"official", method->official}});
+    if (method->grain == Grain::atom) list.back()["expert_method"] = method->expert_method;
+    text += fmt::format("{:<20} {:<7} {:<13} {}\n", method->name, grain_name(method->grain), needs, method->source);
   }
   session.print({{"methods", list}}, text);
 }

@@ -1,33 +1,108 @@
 // moetrim plan: statistics and a budget to a plan.
 
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+
 #include <fmt/format.h>
 
 #include "cli/command.h"
 #include "cli/stages.h"
+#include "moetrim/error.h"
+#include "moetrim/export.h"
 #include "moetrim/plan.h"
 
 namespace moetrim::cli {
 
 void PlanFlags::add(CLI::App& command) {
   score.add(command);
-  command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)")->required();
+  command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)");
+  command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
+  command.add_option("--keep-atoms", keep_atoms, "Atomic experts that stay of all in the kept experts: a share (0.75, 75%) or a number");
+  command.add_option("--budget-flops", budget_flops,
+                     "Share of the routed experts' multiply-adds per token that may stay (0.75, 75%)");
+  command.add_option("--scope", scope,
+                     "Where atomic experts compete: global, layer (as many in each) or expert (a uniform width); default: global");
+  command.add_option("--align", align, "Widths become multiples of this, for example 64; default: 1");
+  command.add_option("--atom-blocks", atom_blocks,
+                     "Atomic experts go and stay in blocks of this many neighbours, for block-quantised weights; default: 1");
+  command.add_option("--expert-method", expert_method,
+                     "With a method over atomic experts: what chooses the experts that --keep keeps; default: the one that belongs to it");
   command.add_option("--protect", protect, "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
       ->allow_extra_args(false);
   command.add_flag("--regroup", regroup, "Give up the router's groups of experts: the best of a layer stay, wherever they are");
   command.add_flag("--correct-drift", correct_drift, "Let rewrite undo the growth of kept gates that are not renormalised");
 }
 
+namespace {
+
+int parse_count(std::string_view text, std::string_view option) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc() && end == text.data() + text.size() && value >= 1) return value;
+  throw UsageError(fmt::format("{} \"{}\": expected a number from 1", option, text));
+}
+
+}  // namespace
+
+PlanRequest PlanFlags::request() const {
+  PlanRequest out{.protect = protect, .regroup = regroup, .correct_drift = correct_drift};
+  if (!keep.empty()) out.keep = KeepBudget::parse(keep);
+  if (!budget_bytes.empty()) out.budget_bytes = parse_bytes(budget_bytes);
+  if (!keep_atoms.empty()) out.keep_atoms = AtomBudget::parse(keep_atoms);
+  if (!budget_flops.empty()) out.budget_flops = Share::parse(budget_flops, "--budget-flops");
+  if (!scope.empty()) out.scope = atom_scope_from_name(scope);
+  if (!align.empty()) out.align = parse_count(align, "--align");
+  if (!atom_blocks.empty()) out.atom_blocks = parse_count(atom_blocks, "--atom-blocks");
+  return out;
+}
+
+/// What chooses whole experts for a method over atomic experts; null: nothing has to.
+const ScoringMethod* PlanFlags::choosing_method() const {
+  const ScoringMethod& method = find_scoring_method(score.method);
+  if (method.grain == Grain::expert || keep.empty()) {
+    if (expert_method.empty()) return nullptr;
+    throw UsageError(method.grain == Grain::expert
+                         ? fmt::format("--expert-method: {} chooses the experts itself; leave it out", method.name)
+                         : std::string("--expert-method chooses the experts that --keep keeps; add --keep, or leave it out"));
+  }
+  const std::string_view name = expert_method.empty() ? method.expert_method : expert_method;
+  if (name.empty()) throw UsageError(fmt::format("--keep with {}: say with --expert-method what chooses the experts", method.name));
+  const ScoringMethod& chosen = find_scoring_method(name);
+  if (chosen.grain == Grain::atom) throw UsageError(fmt::format("--expert-method {}: it scores atomic experts", name));
+  return &chosen;
+}
+
+bool PlanFlags::needs_second_order() const {
+  const ScoringMethod* experts = choosing_method();
+  return find_scoring_method(score.method).second_order || (experts && experts->second_order);
+}
+
+void PlanFlags::check() const {
+  const ScoringMethod& method = find_scoring_method(score.method);
+  const ScoringMethod* experts = choosing_method();
+  if (method.grain == Grain::expert && !(scope.empty() && align.empty() && atom_blocks.empty())) {
+    throw UsageError(fmt::format("--scope, --align and --atom-blocks are for methods over atomic experts; {} scores experts",
+                                 method.name));
+  }
+  check_limits(request(), method.name, method.grain, experts != nullptr);
+}
+
 void PlanFlags::check(const RouterLimits& limits) const {
-  legal_keep(limits, KeepBudget::parse(keep), regroup);
+  check();
+  if (!keep.empty()) legal_keep(limits, KeepBudget::parse(keep), regroup);
   if (correct_drift) check_correct_drift(limits);
 }
 
 Plan PlanFlags::make(const Statistics& statistics) const {
+  check();
   const ScoreOptions options = score.options();
   const Scores scores = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
-  const PlanRequest request{
-      .keep = KeepBudget::parse(keep), .protect = protect, .regroup = regroup, .correct_drift = correct_drift};
-  return make_plan(statistics, scores, request, options.variant);
+  std::optional<Scores> experts;
+  if (const ScoringMethod* choosing = choosing_method()) {
+    experts = moetrim::score(statistics, *choosing, {.variant = options.variant, .seed = options.seed}, score.weights());
+  }
+  return make_plan(statistics, scores, request(), options.variant, experts ? &*experts : nullptr);
 }
 
 namespace {
@@ -46,28 +121,82 @@ std::string describe_drift(const Plan& plan) {
                      plan.correct_drift ? "; the new checkpoint's scale undoes the mean" : "");
 }
 
-std::string describe_plan(const Plan& plan) {
+/// Widths of a layer's kept experts.
+std::vector<int> widths_of(const PlanLayer& layer) {
+  std::vector<int> widths;
+  for (const AtomRanges& ranges : layer.atoms) widths.push_back(atom_count(ranges));
+  return widths;
+}
+
+double mean(const std::vector<int>& widths) {
+  return static_cast<double>(std::accumulate(widths.begin(), widths.end(), std::int64_t{0})) / static_cast<double>(widths.size());
+}
+
+std::string describe_widths(const Plan& plan) {
+  if (const auto width = uniform_width(plan, plan.width)) return fmt::format("every expert {} wide, of {}\n", *width, plan.width);
+  std::vector<int> all;
+  for (const PlanLayer& layer : plan.layers) {
+    const auto widths = widths_of(layer);
+    all.insert(all.end(), widths.begin(), widths.end());
+  }
+  std::sort(all.begin(), all.end());
+  const auto by_mean = [](const PlanLayer& a, const PlanLayer& b) { return mean(widths_of(a)) < mean(widths_of(b)); };
+  const auto [narrow, wide] = std::minmax_element(plan.layers.begin(), plan.layers.end(), by_mean);
+  std::string text = fmt::format("widths {} to {} of {}, median {}; on average {:.1f} (layer {}) to {:.1f} (layer {})\n", all.front(),
+                                 all.back(), plan.width, all[all.size() / 2], mean(widths_of(*narrow)), narrow->layer,
+                                 mean(widths_of(*wide)), wide->layer);
+  const auto empty = std::upper_bound(all.begin(), all.end(), 0) - all.begin();
+  if (empty > 0) text += fmt::format("{} experts keep their router row and no atomic expert\n", empty);
+  return text;
+}
+
+std::string describe_atoms(const Plan& plan) {
+  if (plan.width == 0) return "";
+  const std::int64_t kept = kept_atoms(plan);
+  const auto total = static_cast<std::int64_t>(plan.layers.size()) * plan.keep * plan.width;
+  return fmt::format("keeps {} of {} atomic experts in them ({:.2f}%)\n{}", kept, total,
+                     100 * static_cast<double>(kept) / static_cast<double>(total), describe_widths(plan));
+}
+
+std::string describe_expected(const Plan& plan) {
+  const auto expected = plan.source.value("expected", nlohmann::ordered_json::object());
+  std::string text;
+  if (expected.contains("bytes")) {
+    text += "about " + human_bytes(static_cast<std::uint64_t>(std::max<std::int64_t>(0, expected["bytes"].get<std::int64_t>()))) +
+            " of tensors";
+  }
+  if (expected.contains("flops")) {
+    text += fmt::format("{}{:.2f}% of the routed experts' multiply-adds per token", text.empty() ? "" : ", ",
+                        100 * expected["flops"].get<double>());
+  }
+  return text.empty() ? "" : text + "\n";
+}
+
+std::string describe_unseen(const Plan& plan) {
   int unseen = 0;
   int unseen_kept = 0;
   for (const PlanLayer& layer : plan.layers) {
     unseen += layer.unseen;
     unseen_kept += layer.unseen_kept;
   }
+  if (unseen == 0) return "";
+  if (plan.keep == plan.experts) return fmt::format("{} experts never saw a counted token; more demonstrations would settle them\n", unseen);
+  return fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "
+                     "experts, would settle it\n", unseen, unseen_kept);
+}
+
+std::string describe_plan(const Plan& plan) {
   std::string text = fmt::format("keeps {} of {} experts in each of {} layers by {}\n", plan.keep, plan.experts,
-                                 plan.layers.size(), plan.method);
-  text += describe_groups(plan) + describe_drift(plan);
+                                 plan.layers.size(), plan.source.value("expert_method", plan.method));
+  text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
-  if (unseen > 0) {
-    text += fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "
-                        "experts, would settle it\n", unseen, unseen_kept);
-  }
-  return text;
+  return text + describe_unseen(plan);
 }
 
 }  // namespace
 
 void add_plan(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay",
+  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay, and which atomic experts of them",
                                   "moetrim plan arithmetic.stats --method easy-ep --keep 0.5 -o plan.json");
   struct Flags : PlanFlags {
     std::string statistics, output;
@@ -78,8 +207,8 @@ void add_plan(CLI::App& app, Session& session) {
   command->add_option("-o,--output", flags->output, "File for the plan")->required();
   command->callback([&session, flags] {
     session.run = [&session, flags] {
-      find_scoring_method(flags->score.method);  // a misspelt name before a large folder is read
-      const Plan plan = flags->make(Statistics::read(flags->statistics));
+      flags->check();  // a misspelt name before a large folder is read
+      const Plan plan = flags->make(Statistics::read(flags->statistics, flags->needs_second_order()));
       write_plan(flags->output, plan);
       session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
     };

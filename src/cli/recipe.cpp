@@ -70,6 +70,8 @@ class Part {
 void read_calibrate(Part& part, CalibrateFlags& out) {
   part.tasks(out.task);
   part.run(out.run);
+  part.choice("statistics", {"default", "second-order"}, out.statistics);
+  part.text("max-disk", out.max_disk);
   part.integer("tcess-top-k", 1, out.tcess_top_k);
   if (part.fields().has("tcess-threshold")) out.tcess_threshold = part.fields().number("tcess-threshold", -1, 1);
   part.integer("trace", 0, out.trace);
@@ -77,11 +79,12 @@ void read_calibrate(Part& part, CalibrateFlags& out) {
   part.fields().finish();
 }
 
-/// A number of experts, a ratio, or a share such as "50%", as on the command line.
-std::string read_keep(JsonFields& fields) {
-  const auto& value = fields.at("keep");
-  if (value.is_string()) return value.get<std::string>();
-  if (!value.is_number()) fields.fail("keep", "expected a number of experts, a ratio, or a share such as \"50%\"");
+/// A number, a ratio, or a share such as "50%", as on the command line; empty where the field is absent.
+std::string number_or_text(JsonFields& fields, const char* name) {
+  if (!fields.has(name)) return "";
+  const auto& value = fields.at(name);
+  if (value.is_string()) return fields.text(name);
+  if (!value.is_number()) fields.fail(name, "expected a number, a ratio, or a share such as \"50%\"");
   return value.dump();
 }
 
@@ -89,14 +92,22 @@ void read_plan_part(Part& part, PlanFlags& out) {
   out.score.method = part.fields().text("method");
   find_scoring_method(out.score.method);
   part.choice("variant", {"executed", "official"}, out.score.variant);
+  part.choice("library-version", {"4.56", "4.51"}, out.score.library);
   part.integer("seed", 0, out.score.seed);
   out.score.tasks = part.texts("task", false);
-  out.keep = read_keep(part.fields());
-  KeepBudget::parse(out.keep);
+  out.keep = number_or_text(part.fields(), "keep");
+  part.text("expert-method", out.expert_method);
+  out.keep_atoms = number_or_text(part.fields(), "keep-atoms");
+  out.budget_bytes = number_or_text(part.fields(), "budget-bytes");
+  out.budget_flops = number_or_text(part.fields(), "budget-flops");
+  part.choice("scope", {"global", "layer", "expert"}, out.scope);
+  out.align = number_or_text(part.fields(), "align");
+  out.atom_blocks = number_or_text(part.fields(), "atom-blocks");
   out.protect = part.texts("protect", false);
   part.flag("regroup", out.regroup);
   part.flag("correct-drift", out.correct_drift);
   part.fields().finish();
+  out.check();
 }
 
 void read_evaluate(Part& part, EvaluateFlags& out) {
@@ -121,6 +132,9 @@ Recipe Recipe::read(const fs::path& file) {
   read_calibrate(calibrate, recipe.calibrate);
   Part plan(root.fields().object("plan"), file, "plan");
   read_plan_part(plan, recipe.plan);
+  if (recipe.plan.needs_second_order() && recipe.calibrate.statistics != "second-order") {
+    calibrate.fields().fail("statistics", "expected \"second-order\", which the plan's methods need");
+  }
   recipe.mtp = recipe.calibrate.mtp;
   if (root.fields().has("rewrite")) {
     Part rewrite(root.fields().object("rewrite"), file, "rewrite");

@@ -16,6 +16,27 @@ namespace fs = std::filesystem;
 
 namespace {
 
+/// A manifest but for what is measured: the losses of the tasks.
+nlohmann::ordered_json without_losses(nlohmann::ordered_json manifest) {
+  const auto tasks = manifest.find("tasks");
+  if (tasks == manifest.end() || !tasks->is_array()) return manifest;
+  for (auto& task : *tasks) {
+    if (task.is_object()) task.erase("loss");
+  }
+  return manifest;
+}
+
+/// The same limits, filled at random.
+PlanFlags random_twin(PlanFlags flags) {
+  const bool atoms = find_scoring_method(flags.score.method).grain == Grain::atom;
+  flags.score.method = atoms ? "random-atoms" : "random";
+  flags.expert_method.clear();
+  flags.score.variant = "executed";
+  flags.score.library.clear();
+  flags.protect.clear();
+  return flags;
+}
+
 /// One recipe's run. Every step compares what it would do with what lies in the run folder.
 class Run {
  public:
@@ -34,6 +55,10 @@ class Run {
                                 {"checkpoint", pruned_folder().string()},
                                 {"experts", {{"before", plan_.experts}, {"after", plan_.keep}}},
                                 {"bytes", {{"before", checkpoint_.total_bytes()}, {"after", pruned_bytes_}}}};
+    if (plan_.width > 0) {
+      const auto layers = static_cast<std::int64_t>(plan_.layers.size());
+      json["atoms"] = {{"before", layers * plan_.experts * plan_.width}, {"after", kept_atoms(plan_)}};
+    }
     if (recipe_.evaluates) json["evaluation"] = evaluate_step();
     write_file_atomically(recipe_.output / "result.json", json.dump(2) + "\n");
     session_.print(json, table(json));
@@ -54,15 +79,15 @@ class Run {
 
   void calibrate_step() {
     const CalibrateOptions options = recipe_.calibrate.options(session_);
-    const auto wanted = manifest_to_json(calibration_manifest(model_, tasks_, options));
+    const auto wanted = without_losses(manifest_to_json(calibration_manifest(model_, tasks_, options)));
     const fs::path manifest = statistics_folder() / "manifest.json";
-    if (fs::exists(manifest) && read_json_file(manifest) == wanted) {
+    if (fs::exists(manifest) && without_losses(read_json_file(manifest)) == wanted) {
       session_.note("calibrate: unchanged, skipped");
     } else {
       fs::remove_all(statistics_folder());
       calibrate(model_, tasks_, options, statistics_folder());
     }
-    statistics_ = Statistics::read(statistics_folder());
+    statistics_ = Statistics::read(statistics_folder(), recipe_.plan.needs_second_order());
   }
 
   void plan_step() {
@@ -75,11 +100,7 @@ class Run {
       return plan;
     };
     plan_ = make(recipe_.plan, "scores.safetensors", "plan.json");
-    PlanFlags random = recipe_.plan;
-    random.score.method = "random";
-    random.score.variant = "executed";
-    random.protect.clear();
-    random_ = make(random, "scores-random.safetensors", "plan-random.json");
+    random_ = make(random_twin(recipe_.plan), "scores-random.safetensors", "plan-random.json");
   }
 
   void rewrite_step() {
@@ -159,9 +180,13 @@ class Run {
   }
 
   std::string table(const nlohmann::ordered_json& json) const {
-    std::string text = fmt::format("\n{} of {} experts in each of {} layers by {}; {} of {} in {}\n", plan_.keep, plan_.experts,
-                                   plan_.layers.size(), plan_.method, human_bytes(pruned_bytes_),
-                                   human_bytes(checkpoint_.total_bytes()), pruned_folder().string());
+    std::string text = fmt::format("\n{} of {} experts in each of {} layers", plan_.keep, plan_.experts, plan_.layers.size());
+    if (plan_.width > 0) {
+      text += fmt::format(", with {} of {} atomic experts,", kept_atoms(plan_),
+                          static_cast<std::int64_t>(plan_.layers.size()) * plan_.keep * plan_.width);
+    }
+    text += fmt::format(" by {}; {} of {} in {}\n", plan_.method, human_bytes(pruned_bytes_),
+                        human_bytes(checkpoint_.total_bytes()), pruned_folder().string());
     if (!json.contains("evaluation")) return text;
     text += fmt::format("\n{:<20} {:>28} {:>28} {:>28}\n", "task", "before", "after", "random plan");
     for (const auto& row : json.at("evaluation")) {

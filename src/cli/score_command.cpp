@@ -12,9 +12,13 @@ namespace moetrim::cli {
 
 namespace {
 
-/// A line per layer: the best and the worst experts.
+/// A line per layer: the best and the worst experts, or atomic experts as EXPERT.ATOM.
 std::string describe_scores(const Scores& scores) {
   constexpr std::size_t kShown = 4;
+  const auto name = [&](std::size_t i) {
+    const auto width = static_cast<std::size_t>(scores.width);
+    return scores.grain == Grain::atom ? fmt::format("{}.{}", i / width, i % width) : std::to_string(i);
+  };
   std::string text = fmt::format("{} ({})\n", scores.method, scores.variant);
   for (std::size_t l = 0; l < scores.layers.size(); ++l) {
     const auto& values = scores.values[l];
@@ -22,8 +26,10 @@ std::string describe_scores(const Scores& scores) {
     std::iota(order.begin(), order.end(), std::size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return values[a] > values[b]; });
     text += fmt::format("layer {:3}  best", scores.layers[l]);
-    for (std::size_t i = 0; i < std::min(kShown, order.size()); ++i) text += fmt::format("  {}: {:.4g}", order[i], values[order[i]]);
-    text += fmt::format("   worst  {}: {:.4g}\n", order.back(), values[order.back()]);
+    for (std::size_t i = 0; i < std::min(kShown, order.size()); ++i) {
+      text += fmt::format("  {}: {:.4g}", name(order[i]), values[order[i]]);
+    }
+    text += fmt::format("   worst  {}: {:.4g}\n", name(order.back()), values[order.back()]);
   }
   return text;
 }
@@ -31,7 +37,7 @@ std::string describe_scores(const Scores& scores) {
 }  // namespace
 
 void add_score(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "score", "Score every expert from statistics",
+  CLI::App* command = add_command(app, session, "score", "Score every expert, or atomic expert, from statistics",
                                   "moetrim score arithmetic.stats --method easy-ep --json");
   struct Flags : ScoreFlags {
     std::string statistics, output;
@@ -43,7 +49,7 @@ void add_score(CLI::App& app, Session& session) {
   command->callback([&session, flags] {
     session.run = [&session, flags] {
       const ScoringMethod& method = find_scoring_method(flags->method);
-      const Statistics statistics = Statistics::read(flags->statistics);
+      const Statistics statistics = Statistics::read(flags->statistics, method.second_order != nullptr);
       const Scores scores = moetrim::score(statistics, method, flags->options(), flags->weights());
       if (!flags->output.empty()) write_scores(flags->output, scores);
       session.print(scores_to_json(scores), describe_scores(scores));

@@ -28,15 +28,23 @@ struct CalibrateFlags {
 
 struct PlanFlags {
   ScoreFlags score;
-  std::string keep;
+  std::string keep, expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
   std::vector<std::string> protect;
   bool regroup = false;
   bool correct_drift = false;
 
   void add(CLI::App& command);
-  /// Refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
+  /// Whether scores need what calibrate records with --statistics second-order. @throws UsageError for an unknown method
+  bool needs_second_order() const;
+  /// Options that cannot be read, or that do not go together. @throws UsageError
+  void check() const;
+  /// Also refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
   void check(const RouterLimits& limits) const;
   Plan make(const Statistics& statistics) const;
+
+ private:
+  PlanRequest request() const;
+  const ScoringMethod* choosing_method() const;
 };
 
 struct EvaluateFlags {

@@ -9,6 +9,14 @@ int atom_count(const AtomRanges& ranges) {
   return count;
 }
 
+std::int64_t kept_atoms(const Plan& plan) {
+  std::int64_t count = 0;
+  for (const PlanLayer& layer : plan.layers) {
+    for (const AtomRanges& ranges : layer.atoms) count += atom_count(ranges);
+  }
+  return count;
+}
+
 std::optional<int> uniform_width(const Plan& plan, int width_before) {
   if (plan.width == 0) return width_before;
   std::optional<int> width;

@@ -133,20 +133,6 @@ void write_source(const PlanRequest& request, const AtomLimits& limits, const st
 
 }  // namespace
 
-void check_atom_request(const PlanRequest& request, const Scores& scores) {
-  if (request.keep_atoms.empty() && !request.budget_bytes && !request.budget_flops) {
-    throw UsageError(fmt::format("{} scores atomic experts, and nothing says how many of them stay; add --keep-atoms, "
-                                 "--budget-bytes or --budget-flops",
-                                 scores.method));
-  }
-  if (request.align < 1 || request.atom_blocks < 1) {
-    throw UsageError(fmt::format("align {} and atom-blocks {}: expected numbers from 1", request.align, request.atom_blocks));
-  }
-  if (request.align % request.atom_blocks != 0 && request.atom_blocks % request.align != 0) {
-    throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", request.align, request.atom_blocks));
-  }
-}
-
 void choose_atoms(const StatisticsManifest& manifest, const Scores& scores, const PlanRequest& request,
                   const std::vector<std::vector<double>>& routed, Plan& plan) {
   const int step = std::max(request.align, request.atom_blocks);

@@ -7,9 +7,6 @@
 
 namespace moetrim {
 
-/// @throws UsageError when no limit says how many atomic experts stay, or align and atom_blocks do not fit each other.
-void check_atom_request(const PlanRequest& request, const Scores& scores);
-
 /// Sets the plan's width, every layer's atoms and the source's `rounding.atoms`, `atoms` and `expected`.
 /// @param plan    with its layers' kept experts, and its protection.
 /// @param routed  [layers][experts] tokens of the scored tasks

@@ -132,30 +132,6 @@ int choose_keep(const StatisticsManifest& manifest, const PlanRequest& request, 
                                  bytes(keep), keep));
 }
 
-/// Limits that say nothing for these scores, or none at all.
-void check_request(const PlanRequest& request, const Scores& scores, const Scores* experts) {
-  if (scores.grain == Grain::expert) {
-    if (!request.keep_atoms.empty() || request.scope != AtomScope::global || request.align != 1 || request.atom_blocks != 1) {
-      throw UsageError(fmt::format("{} scores whole experts: keep-atoms, scope, align and atom-blocks are for methods over atomic "
-                                   "experts",
-                                   scores.method));
-    }
-    if (request.budget_flops) {
-      throw UsageError(fmt::format("budget-flops: {} drops whole experts, and a token still uses as many of those that stay; use a "
-                                   "method over atomic experts",
-                                   scores.method));
-    }
-    if (request.keep.empty() && !request.budget_bytes) {
-      throw UsageError("nothing says how many experts stay; add --keep or --budget-bytes");
-    }
-    return;
-  }
-  check_atom_request(request, scores);
-  if (request.keep.empty() != (experts == nullptr)) {
-    throw UsageError(fmt::format("{} scores atomic experts: scores of experts are needed with keep, and only then", scores.method));
-  }
-}
-
 nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {
   const std::string rule =
       counts.step == 1 ? "nearest, half up"
@@ -208,7 +184,7 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
   if (experts && experts->grain == Grain::atom) {
     throw UsageError(fmt::format("{} scores atomic experts and cannot choose experts", experts->method));
   }
-  check_request(request, scores, experts);
+  check_limits(request, scores.method, scores.grain, experts != nullptr);
   const RouterLimits limits = router_limits(manifest);
   const LegalCounts counts = legal_counts(limits, request.regroup);
   if (request.correct_drift) check_correct_drift(limits);
