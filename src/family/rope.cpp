@@ -96,11 +96,13 @@ void read_scaling(Rope& rope, const ConfigReader& config, const ConfigReader& sc
   }
 }
 
-std::vector<float> standard_frequencies(double theta, std::int64_t dimensions) {
+/// @param factors  of the wavelengths, one a frequency; empty: none. Multiplied first, as transformers rounds.
+std::vector<float> standard_frequencies(double theta, std::int64_t dimensions, const std::vector<double>& factors = {}) {
   std::vector<float> out(static_cast<std::size_t>(dimensions / 2));
   for (std::size_t i = 0; i < out.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(dimensions);
-    out[i] = 1.0F / std::pow(static_cast<float>(theta), exponent);
+    const float factor = factors.empty() ? 1.0F : static_cast<float>(factors[i]);
+    out[i] = 1.0F / (factor * std::pow(static_cast<float>(theta), exponent));
   }
   return out;
 }
@@ -193,13 +195,13 @@ std::vector<float> inverse_frequencies(const Rope& rope, std::int64_t sequence_l
     const double stretch = rope.factor * length / longest - (rope.factor - 1);
     return standard_frequencies(rope.theta * std::pow(stretch, dimensions / (dimensions - 2)), rope.dimensions);
   }
+  if (rope.kind == RopeKind::longrope) {
+    const bool beyond = sequence_length > rope.original_max_positions;
+    return standard_frequencies(rope.theta, rope.dimensions, beyond ? rope.long_factors : rope.short_factors);
+  }
   auto frequencies = standard_frequencies(rope.theta, rope.dimensions);
   if (rope.kind == RopeKind::linear) {
     for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
-  }
-  if (rope.kind == RopeKind::longrope) {
-    const auto& factors = sequence_length > rope.original_max_positions ? rope.long_factors : rope.short_factors;
-    for (std::size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= static_cast<float>(factors[i]);
   }
   if (rope.kind == RopeKind::yarn) apply_yarn(rope, frequencies);
   if (rope.kind == RopeKind::llama3) apply_llama3(rope, frequencies);

@@ -58,11 +58,21 @@ def collect(model, tasks, double=False):
 
     tasks: per task its demonstrations, as sample() gives them.
     """
-    model = copy.deepcopy(model).double() if double else model
+    model = doubled(model) if double else model
     with in_double() if double else nullcontext(), recording(model) as recorders:
         per_task = [run_task(model, recorders, demonstrations) for demonstrations in tasks]
         layers = {i: stack([layers[i] for _, layers in per_task]) | weights(r.experts) for i, r in recorders.items()}
     return layers, [facts for facts, _ in per_task]
+
+
+def doubled(model):
+    """A copy in float64. Rotary frequencies keep the values that float32 gave them, also where every pass makes them anew."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        if hasattr(module, "rope_init_fn"):
+            frequencies = module.rope_init_fn(module.config)
+            module.rope_init_fn = lambda *_, frequencies=frequencies: frequencies
+    return model
 
 
 def stack(parts):

@@ -13,6 +13,7 @@ import second_order
 from program import folder_bytes, moetrim, moetrim_json, write_task
 from test_kill import kill_when
 from test_memory import MIB, peak_bytes
+from test_mtp import Mtp
 
 IDS = models.sequences(5, [17, 41, 9, 30, 23, 8, 12, 19, 1, 35, 6])  # ten of one task: two of them share a slice
 PROMPT = 6
@@ -57,7 +58,7 @@ def check_facts(manifest, facts, tolerance):
 @pytest.mark.parametrize("family, step", [("deepseek_v3", 1e-4), ("llama4_text", 1e-4), ("gpt_oss", 1e-6)])
 def test_the_reference_runs_what_transformers_runs(family, step, tmp_path):
     """Recording changes no logit, gradients are right to differences of the loss, and the matrix form has a short one."""
-    model = models.make(tmp_path / "m", family, seed=3).double()
+    model = second_order.doubled(models.make(tmp_path / "m", family, seed=3))
     sample = second_order.sample(IDS[1])
     with second_order.in_double():
         stock = models.logits_of(model, [sample.ids])
@@ -124,3 +125,137 @@ def test_scores_equal_the_matrix_form(run, method):
     for entry in ours:
         expected = second_order.scores(theirs[entry["layer"]], facts[0]["predicted_tokens"])[method]
         np.testing.assert_allclose(entry["scores"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_experts_that_no_token_reached_are_zeros(tmp_path):
+    models.make(tmp_path / "m", "deepseek_v3", seed=1)  # four of 15 experts a token
+    task = write_task(tmp_path / "t.jsonl", [IDS[0][:3]])
+    _, layers = calibrate(tmp_path / "m", [task], tmp_path / "s.stats")
+    for layer, stats in layers.items():
+        unseen = stats["tokens"][0] == 0
+        assert unseen.any() and stats["tokens"].sum() == 12
+        assert not any(stats[name][..., unseen, :].any() for name in ("activation", "gradient", "joint"))
+        assert not any(stats[name][..., unseen].any() for name in ("taylor", "fisher"))
+    for entry in moetrim_json("score", tmp_path / "s.stats", "--method", "heapr")["layers"]:
+        scores = np.array(entry["scores"])
+        unseen = layers[entry["layer"]]["tokens"][0] == 0
+        assert not scores[unseen].any() and (scores[~unseen] > 0).any()
+
+
+def test_bf16_weights(tmp_path):
+    """They are widened exactly, whatever the precision of the run."""
+    made = models.make(tmp_path / "m", "qwen2_moe", dtype=torch.bfloat16)
+    task = write_task(tmp_path / "t.jsonl", IDS)
+    _, ours = calibrate(tmp_path / "m", [task], tmp_path / "s.stats")
+    theirs, _ = second_order.collect(models.load(tmp_path / "m", made)[0], [[second_order.sample(s) for s in IDS]], double=True)
+    check_equal(ours, theirs, 1e-8)
+
+
+def test_blocks_for_multi_token_prediction_have_no_loss_of_the_next_token(tmp_path):
+    made = Mtp(tmp_path, "deepseek_v3")
+    task = write_task(tmp_path / "t.jsonl", IDS)
+    arguments = ["calibrate", tmp_path / "m", "--task", task, "--statistics", "second-order", "--dtype", "fp64", "-o"]
+    assert "--mtp keep" in moetrim(*arguments, tmp_path / "x.stats", code=3).stderr
+    theirs, _ = second_order.collect(made.model, [[second_order.sample(s) for s in IDS]], double=True)
+    moetrim(*arguments, tmp_path / "s.stats", "--mtp", "keep")
+    check_equal(read(tmp_path / "s.stats")[1], theirs, 1e-8)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model of 13 layers, the first dense, equal demonstrations, and what a run that nothing disturbs measures."""
+    folder = tmp_path_factory.mktemp("small")
+    models.make(folder / "m", "qwen3_moe", num_hidden_layers=13, mlp_only_layers=[0], num_experts=24, moe_intermediate_size=32)
+    write_task(folder / "t.jsonl", models.sequences(1, [100] * 16))
+    calibrate(folder / "m", [folder / "t.jsonl"], folder / "s.stats")
+    return folder
+
+
+def arguments_for(small, *options):
+    return ["calibrate", small / "m", "--task", small / "t.jsonl", "--dtype", "fp64", "--statistics", "second-order", *options]
+
+
+def estimate(small, *options):
+    return moetrim_json(*arguments_for(small, *options), "--dry-run", "-o", "/nowhere.stats")
+
+
+def little_memory(small):
+    """Enough for a quarter of the tokens at once."""
+    whole, half = estimate(small)["peak_memory_bytes"], estimate(small, "--samples", 8)["peak_memory_bytes"]
+    return ["--max-memory", half - (whole - half) // 2]
+
+
+def little_disk(small, share):
+    return ["--max-disk", int(share * estimate(small)["boundary_bytes"])]
+
+
+def test_little_memory_takes_several_waves(small, tmp_path):
+    """Waves of tokens re-associate sums, and change no more than that."""
+    options = little_memory(small)
+    assert estimate(small, *options)["passes"] == 4
+    moetrim(*arguments_for(small, *options), "-o", tmp_path / "s.stats")
+    (_, ours), (_, theirs) = read(tmp_path / "s.stats"), read(small / "s.stats")
+    check_equal(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("share, step", [(0.75, 2), (0.66, 3)])
+def test_little_disk_keeps_fewer_boundaries(small, tmp_path, share, step):
+    """The layers between are computed again, from the same hidden states to the same bytes."""
+    options = little_disk(small, share)
+    planned = estimate(small, *options)
+    assert (planned["boundary_step"], planned["passes"]) == (step, 1) and planned["boundary_bytes"] <= options[1]
+    moetrim(*arguments_for(small, *options), "-o", tmp_path / "s.stats")
+    assert folder_bytes(tmp_path / "s.stats") == folder_bytes(small / "s.stats")
+
+
+def test_too_little_disk_is_said(small, tmp_path):
+    assert "--max-disk" in moetrim(*arguments_for(small, "--max-disk", 1000), "-o", tmp_path / "s.stats", code=4).stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small):
+    """Per way of cutting the run its options, and the folder it ends with."""
+    waves = little_memory(small)
+    moetrim(*arguments_for(small, *waves), "-o", small / "waves.stats")
+    return {"whole": ([], small / "s.stats"), "every third boundary": (little_disk(small, 0.66), small / "s.stats"),
+            "waves": (waves, small / "waves.stats")}
+
+
+@pytest.mark.parametrize("cut, kind, count", [
+    ("whole", "boundary", 2), ("whole", "atoms", 0), ("whole", "atoms", 10), ("every third boundary", "boundary", 3),
+    ("every third boundary", "atoms", 4), ("waves", "atoms", 5), ("waves", "atoms", 20)])
+def test_killed_runs_go_on(small, undisturbed, tmp_path, cut, kind, count):
+    """SIGKILL as soon as there are more files of that kind."""
+    options, expected = undisturbed[cut]
+    out, partial = tmp_path / "s.stats", tmp_path / "s.stats.partial"
+    arguments = [*arguments_for(small, *options), "-o", out]
+    killed = kill_when(arguments, lambda: len(list(partial.glob(f"*{kind}*.safetensors"))) > count)
+    assert killed == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not out.exists() and partial.exists()
+    moetrim(*arguments)
+    assert folder_bytes(out) == folder_bytes(expected)
+    assert not partial.exists()
+
+
+def test_sigterm_on_the_way_back(small, tmp_path):
+    out, partial = tmp_path / "s.stats", tmp_path / "s.stats.partial"
+    arguments = [*arguments_for(small), "-o", out]
+    assert kill_when(arguments, lambda: len(list(partial.glob("*atoms*"))) > 1, signal.SIGTERM) == 5
+    assert not out.exists()
+    moetrim(*arguments)
+    assert folder_bytes(out) == folder_bytes(small / "s.stats")
+
+
+def test_peak_memory_does_not_grow_with_the_layers(tmp_path):
+    peaks, weights = {}, {}
+    for layers in (4, 16):
+        folder = tmp_path / str(layers)
+        models.make(folder / "m", "qwen3_moe", dtype=torch.bfloat16, hidden_size=512, num_hidden_layers=layers, num_experts=32,
+                    moe_intermediate_size=256, mlp_only_layers=[], head_dim=64, vocab_size=1000)
+        task = write_task(folder / "t.jsonl", models.sequences(1, [256] * 8, 1000))
+        peaks[layers] = peak_bytes("calibrate", folder / "m", "--task", task, "--statistics", "second-order", "--max-memory",
+                                   "1200MiB", "-o", folder / "s.stats")
+        weights[layers] = os.path.getsize(folder / "m/model.safetensors")
+    assert weights[16] - weights[4] > 250 * MIB
+    assert peaks[16] - peaks[4] < 48 * MIB
+    assert peaks[16] < 1200 * MIB
