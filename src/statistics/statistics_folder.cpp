@@ -30,26 +30,24 @@ std::set<std::string> file_names(const StatisticsManifest& manifest) {
   return names;
 }
 
-/// A file that the manifest does not list was left by another run, or by one that did not finish.
-void refuse_extra_files(const fs::path& folder, const StatisticsManifest& manifest) {
+/// A file that the manifest does not list was left by another run, or by one that did not finish. Files that are not read
+/// must be there too: whoever reads them later should not be the first to find out.
+void check_files(const fs::path& folder, const StatisticsManifest& manifest) {
   const std::set<std::string> expected = file_names(manifest);
-  std::set<std::string> extra;
+  std::set<std::string> found;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    const bool ours = name.starts_with("layer-") || name.starts_with("atoms-");
-    if (ours && !expected.contains(name)) extra.insert(name);
+    if (name.starts_with("layer-") || name.starts_with("atoms-")) found.insert(name);
   }
-  if (extra.empty()) return;
-  throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
-                                 (folder / *extra.begin()).string(),
-                                 extra.begin()->starts_with("atoms-") ? "second-order statistics" : "layer"));
-}
-
-fs::path existing(const fs::path& file) {
-  if (!fs::exists(file)) {
-    throw InvalidInput(fmt::format("{}: is missing, but the manifest lists the layer", file.string()));
+  for (const std::string& name : found) {
+    if (expected.contains(name)) continue;
+    throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
+                                   (folder / name).string(), name.starts_with("atoms-") ? "second-order statistics" : "layer"));
   }
-  return file;
+  for (const std::string& name : expected) {
+    if (found.contains(name)) continue;
+    throw InvalidInput(fmt::format("{}: is missing, but the manifest lists the layer", (folder / name).string()));
+  }
 }
 
 /// Makes a new folder beside the target. The process id keeps two runs apart on one machine, the attempt across machines.
@@ -90,14 +88,14 @@ Statistics Statistics::read(const fs::path& folder, bool atoms) {
     throw InvalidInput(fmt::format("{}: has no second-order statistics; calibrate with --statistics second-order",
                                    folder.string()));
   }
-  refuse_extra_files(folder, manifest);
+  check_files(folder, manifest);
   for (std::size_t i = 0; i < manifest.moe_layers.size(); ++i) {
-    const fs::path file = existing(folder / layer_file_name(manifest.moe_layers[i]));
+    const fs::path file = folder / layer_file_name(manifest.moe_layers[i]);
     statistics.layers.push_back(read_layer_statistics(file));
     check_layer(manifest, i, statistics.layers.back(), file.string());
   }
   for (std::size_t i = 0; atoms && i < manifest.moe_layers.size(); ++i) {
-    const fs::path file = existing(folder / atom_file_name(manifest.moe_layers[i]));
+    const fs::path file = folder / atom_file_name(manifest.moe_layers[i]);
     statistics.atoms.push_back(read_atom_statistics(file));
     check_atoms(manifest, i, statistics.atoms.back(), file.string());
   }

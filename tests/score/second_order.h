@@ -1,12 +1,17 @@
 // Builders of small second-order statistics for tests: from routed tokens written out by hand, the worked example, or random.
 #pragma once
 
+#include <array>
 #include <utility>
 #include <vector>
 
 #include "given.h"
 
 namespace moetrim::given {
+
+inline constexpr std::array kAtomFields{&AtomStatistics::tokens,       &AtomStatistics::activation,   &AtomStatistics::gradient,
+                                        &AtomStatistics::joint,        &AtomStatistics::taylor,       &AtomStatistics::fisher,
+                                        &AtomStatistics::down_squares, &AtomStatistics::gate_up_squares};
 
 /// A token at one expert: the atoms' values x and their gradients c, gate weight included.
 struct RoutedToken {

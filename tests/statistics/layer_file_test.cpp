@@ -1,67 +1,20 @@
 // A layer's safetensors file: what a damaged or hostile one says.
 #include "testing.h"
 
-#include <cmath>
-#include <functional>
 #include <limits>
-#include <map>
 
 #include "given.h"
 #include "moetrim/checkpoint.h"
 #include "moetrim/error.h"
 #include "moetrim/statistics.h"
+#include "statistics/raw_file.h"
 
 using namespace moetrim;
+using given::BrokenFile;
+using given::RawFile;
 using Catch::Matchers::Contains;
 
 namespace {
-
-/// A layer file taken apart, so that a test can damage it and write what write_layer_statistics never would.
-struct RawFile {
-  struct RawTensor {
-    TensorSpec spec;
-    std::vector<std::byte> bytes;
-  };
-  std::vector<RawTensor> tensors;
-  std::map<std::string, std::string> metadata;
-
-  static RawFile read(const std::filesystem::path& path) {
-    const auto file = SafetensorsFile::open(path);
-    RawFile raw;
-    for (const auto& tensor : file.tensors()) raw.tensors.push_back({tensor, file.read(tensor)});
-    raw.metadata = file.metadata();
-    raw.metadata.erase("format");  // the writer adds it
-    return raw;
-  }
-
-  void write(const std::filesystem::path& path) const {
-    std::vector<TensorSpec> specs;
-    for (const auto& tensor : tensors) specs.push_back(tensor.spec);
-    SafetensorsWriter writer(path, specs, metadata);
-    for (const auto& tensor : tensors) writer.write(tensor.bytes);
-    writer.finish();
-  }
-
-  RawTensor& at(const std::string& name) {
-    for (auto& tensor : tensors) {
-      if (tensor.spec.name == name) return tensor;
-    }
-    throw std::runtime_error("no tensor " + name);
-  }
-  void set(const std::string& name, std::size_t element, double value) {
-    std::memcpy(at(name).bytes.data() + element * sizeof value, &value, sizeof value);
-  }
-  void reshape(const std::string& name, std::vector<std::int64_t> shape) {
-    at(name).spec.shape = std::move(shape);
-    at(name).bytes.resize(at(name).spec.bytes());
-  }
-};
-
-struct BrokenFile {
-  const char* name;
-  std::function<void(RawFile&)> damage;
-  const char* expected;
-};
 
 const double kNan = std::numeric_limits<double>::quiet_NaN();
 const double kInfinity = std::numeric_limits<double>::infinity();

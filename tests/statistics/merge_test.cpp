@@ -4,6 +4,7 @@
 #include "given.h"
 #include "moetrim/error.h"
 #include "moetrim/statistics.h"
+#include "score/second_order.h"
 
 using namespace moetrim;
 using Catch::Matchers::Contains;
@@ -63,6 +64,33 @@ TEST_CASE("merged statistics can be written and read", "[statistics]") {
   const auto sum = merged(part("math", "m1", 1), part("math", "m2", 3));
   write_statistics(folder / "sum.stats", sum);
   check_close(Statistics::read(folder / "sum.stats"), sum);
+}
+
+TEST_CASE("second-order statistics are added up with their losses", "[statistics][atoms]") {
+  const auto part_of = [](const char* task, const char* digest, unsigned seed) {
+    auto statistics = given::random_second_order(2, 5, 4, 1, seed);
+    statistics.manifest.tasks[0].name = task;
+    statistics.manifest.tasks[0].digest = digest;
+    for (auto& atoms : statistics.atoms) {  // of one checkpoint
+      atoms.down_squares.assign(20, 2.0);
+      atoms.gate_up_squares.assign(20, 3.0);
+    }
+    return statistics;
+  };
+  const auto a = part_of("math", "m1", 1), b = part_of("code", "c1", 2), c = part_of("math", "m2", 3);
+  const auto sum = merge_statistics(std::vector{a, b, c});
+  CHECK(sum.manifest.tasks[0].predicted_tokens == 22);
+  CHECK(sum.manifest.tasks[0].loss == a.manifest.tasks[0].loss + c.manifest.tasks[0].loss);
+  CHECK(sum.atoms[1].activation[7] == a.atoms[1].activation[7] + c.atoms[1].activation[7]);
+  CHECK(sum.atoms[1].joint[20 + 7] == b.atoms[1].joint[7]);
+  CHECK(sum.atoms[1].taylor[40 + 3] == b.atoms[1].taylor[3]);
+  CHECK(sum.atoms[1].down_squares == a.atoms[1].down_squares);
+
+  auto other = part_of("math", "m3", 4);
+  other.atoms[1].gate_up_squares[3] += 1;
+  CHECK_THAT(given::thrown_by([&] { merged(a, other); }), Contains("InvalidInput") && Contains("layer 1"));
+  CHECK_THAT(given::thrown_by([&] { merged(a, part("math", "m4", 5)); }), Contains("InvalidInput") && Contains("expert_width is null"));
+  CHECK_THAT(given::thrown_by([&] { merged(part("math", "m4", 5), a); }), Contains("InvalidInput") && Contains("expert_width is 4"));
 }
 
 TEST_CASE("the same demonstrations are not counted twice", "[statistics]") {

@@ -7,6 +7,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/error.h"
 #include "moetrim/statistics.h"
+#include "score/second_order.h"
 
 using namespace moetrim;
 using Catch::Matchers::Contains;
@@ -19,6 +20,14 @@ Statistics example() {
   statistics.layers[0].transitions[7] = 3;
   statistics.layers[1].at(Stat::tcess_logit_sum, 1, 4, 2) = -1.25;
   statistics.manifest.settings = {{"seed", 7}};
+  return statistics;
+}
+
+Statistics second_order_example() {
+  auto statistics = given::random_second_order(3, 5, 4, 2);
+  statistics.manifest.dtype = "fp64";
+  statistics.manifest.sizes = {
+      .checkpoint_bytes = 1'000'000, .expert_bytes = 1000, .atom_bytes = 200, .width = 4, .hidden = 16};
   return statistics;
 }
 
@@ -46,16 +55,42 @@ TEST_CASE("statistics come back as they were written", "[statistics]") {
   CHECK_THAT(given::thrown_by([&] { read.task("c"); }), Contains("InvalidInput") && Contains("\"c\"") && Contains("a, b"));
 }
 
+TEST_CASE("second-order statistics come back as they were written, when they are asked for", "[statistics][atoms]") {
+  const given::TempFolder folder;
+  const Statistics written = second_order_example();
+  write_statistics(folder / "run.stats", written);
+  const Statistics read = Statistics::read(folder / "run.stats", true);
+  CHECK(manifest_to_json(read.manifest) == manifest_to_json(written.manifest));
+  CHECK(read.manifest.sizes == written.manifest.sizes);
+  CHECK(read.manifest.tasks[1].loss == written.manifest.tasks[1].loss);
+  REQUIRE(read.atoms.size() == 3);
+  for (std::size_t l = 0; l < 3; ++l) {
+    CHECK(read.atoms[l].layer == written.atoms[l].layer);
+    for (const auto member : given::kAtomFields) CHECK(read.atoms[l].*member == written.atoms[l].*member);
+  }
+  CHECK(Statistics::read(folder / "run.stats").atoms.empty());
+  CHECK(Statistics::read(folder / "run.stats").manifest.expert_width == 4);
+  CHECK(read_statistics_manifest(folder / "run.stats").expert_width == 4);
+}
+
+TEST_CASE("second-order statistics that are not there are refused before anything else is read", "[statistics][atoms]") {
+  const given::TempFolder folder;
+  write_statistics(folder / "run.stats", example());
+  given::write_text(folder / "run.stats" / "layer-00001.safetensors", "damaged");
+  CHECK_THAT(given::thrown_by([&] { Statistics::read(folder / "run.stats", true); }),
+             Contains("InvalidInput") && Contains("run.stats") && Contains("--statistics second-order"));
+}
+
 TEST_CASE("equal statistics give equal bytes, and nothing is left beside them", "[statistics]") {
   const given::TempFolder folder;
-  write_statistics(folder / "one.stats", example());
-  write_statistics(folder / "two.stats/", example());
+  write_statistics(folder / "one.stats", second_order_example());
+  write_statistics(folder / "two.stats/", second_order_example());
   int files = 0;
   for (const auto& entry : fs::directory_iterator(folder / "one.stats")) {
     CHECK(given::bytes_of(entry.path()) == given::bytes_of(folder / "two.stats" / entry.path().filename()));
     ++files;
   }
-  CHECK(files == 4);
+  CHECK(files == 7);
   CHECK(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()) == 2);
 }
 
@@ -78,6 +113,16 @@ TEST_CASE("statistics that do not fit their manifest are not written", "[statist
   statistics = example();
   statistics.manifest.family.clear();
   CHECK_THAT(given::thrown_by([&] { write_statistics(folder / "run.stats", statistics); }), Contains("family"));
+  const auto refused = [&](auto change, const char* why) {
+    auto second_order = second_order_example();
+    change(second_order);
+    CHECK_THAT(given::thrown_by([&] { write_statistics(folder / "run.stats", second_order); }), Contains("InvalidInput") && Contains(why));
+  };
+  refused([](auto& s) { s.atoms.clear(); }, "of 0 layers for 3");  // as read without them
+  refused([](auto& s) { s.manifest.expert_width = 0; s.manifest.sizes = {}; }, "of 3 layers for 0");
+  refused([](auto& s) { s.atoms[1] = s.atoms[0]; }, "layer is 0");
+  refused([](auto& s) { s.manifest.expert_width = 5; s.manifest.sizes = {}; }, "atomic experts is 4");
+  refused([](auto& s) { s.atoms[2].tokens[7] = 1001; }, "tokens, element 7: 1001 tokens");
   CHECK(fs::is_empty(folder.path()));
 }
 
@@ -121,9 +166,42 @@ TEST_CASE("a folder with missing or foreign files is refused", "[statistics]") {
     write_layer_statistics(stats / "layer-00001.safetensors", LayerStatistics(1, 2, 7));
     CHECK_THAT(message(), Contains("InvalidInput") && Contains("layer-00001.safetensors") && Contains("experts"));
   }
+  SECTION("atoms that the manifest does not know") {
+    write_atom_statistics(stats / "atoms-00001.safetensors", given::random_atoms(1, 2, 5, 4, 1));
+    CHECK_THAT(message(), Contains("InvalidInput") && Contains("atoms-00001.safetensors") && Contains("second-order"));
+  }
   SECTION("a truncated layer") {
     fs::resize_file(stats / "layer-00002.safetensors", fs::file_size(stats / "layer-00002.safetensors") - 8);
     CHECK_THAT(message(), Contains("InvalidInput") && Contains("layer-00002.safetensors"));
+  }
+}
+
+TEST_CASE("a folder with missing or foreign atoms is refused", "[statistics][atoms]") {
+  const given::TempFolder folder;
+  const fs::path stats = folder / "run.stats";
+  write_statistics(stats, second_order_example());
+  const auto message = [&](bool atoms = true) { return given::thrown_by([&] { Statistics::read(stats, atoms); }); };
+
+  SECTION("one is missing, though they are not read") {
+    fs::remove(stats / "atoms-00001.safetensors");
+    CHECK_THAT(message(false), Contains("InvalidInput") && Contains("atoms-00001.safetensors") && Contains("missing"));
+  }
+  SECTION("under another's name") {
+    fs::copy(stats / "atoms-00000.safetensors", stats / "atoms-00001.safetensors", fs::copy_options::overwrite_existing);
+    CHECK_THAT(message(), Contains("InvalidInput") && Contains("atoms-00001.safetensors") && Contains("layer is 0"));
+  }
+  SECTION("of wider experts") {
+    write_atom_statistics(stats / "atoms-00001.safetensors", given::random_atoms(1, 2, 5, 6, 1));
+    CHECK_THAT(message(), Contains("InvalidInput") && Contains("atoms-00001.safetensors") && Contains("atomic experts is 6"));
+  }
+  SECTION("of another number of tasks") {
+    write_atom_statistics(stats / "atoms-00001.safetensors", given::random_atoms(1, 1, 5, 4, 1));
+    CHECK_THAT(message(), Contains("InvalidInput") && Contains("atoms-00001.safetensors") && Contains("tasks is 1"));
+  }
+  SECTION("damaged, but not read") {
+    given::write_text(stats / "atoms-00001.safetensors", "damaged");
+    CHECK_THAT(message(), Contains("InvalidInput") && Contains("atoms-00001.safetensors"));
+    CHECK(message(false).empty());
   }
 }
 
@@ -160,6 +238,23 @@ const std::vector<BrokenManifest> kBrokenManifests{
     {"threshold out of range", [](auto& j) { j["tcess_threshold"] = 1.5; }, "tcess_threshold"},
     {"settings as list", [](auto& j) { j["settings"] = {1}; }, "settings"},
     {"no object", [](auto& j) { j = nlohmann::ordered_json::array(); }, "expected an object"},
+    {"a loss without second-order statistics", [](auto& j) { j["tasks"][0]["loss"] = 1; }, "unknown field \"loss\""},
+    {"second-order statistics without a loss", [](auto& j) { j["expert_width"] = 4; }, "tasks[0].predicted_tokens: is missing"},
+};
+
+const std::vector<BrokenManifest> kBrokenSecondOrder{
+    {"no width", [](auto& j) { j["expert_width"] = 0; }, "expert_width"},
+    {"huge width", [](auto& j) { j["expert_width"] = std::int64_t{1} << 40; }, "expert_width"},
+    {"more predicted than counted", [](auto& j) { j["tasks"][1]["predicted_tokens"] = 99; }, "tasks[1].predicted_tokens"},
+    {"negative loss", [](auto& j) { j["tasks"][1]["loss"] = -0.5; }, "tasks[1].loss"},
+    {"loss as text", [](auto& j) { j["tasks"][1]["loss"] = "1"; }, "tasks[1].loss"},
+    {"other width in sizes", [](auto& j) { j["sizes"]["width"] = 5; }, "sizes.width: expected the 4"},
+    {"sizes incomplete", [](auto& j) { j["sizes"].erase("hidden"); }, "sizes.hidden: is missing"},
+    {"sizes as number", [](auto& j) { j["sizes"] = 4; }, "sizes"},
+    {"unknown size", [](auto& j) { j["sizes"]["heads"] = 4; }, "sizes: unknown field \"heads\""},
+    {"experts larger than the checkpoint", [](auto& j) { j["sizes"]["expert_bytes"] = 200'001; }, "sizes.expert_bytes"},
+    {"atoms larger than the expert", [](auto& j) { j["sizes"]["atom_bytes"] = 252; }, "sizes.atom_bytes"},
+    {"sizes that sums leave 64 bits", [](auto& j) { j["sizes"]["checkpoint_bytes"] = std::int64_t{1} << 60; }, "sizes.checkpoint_bytes"},
 };
 
 }  // namespace
@@ -167,14 +262,18 @@ const std::vector<BrokenManifest> kBrokenManifests{
 TEST_CASE("a broken manifest is refused with file and field", "[statistics]") {
   const given::TempFolder folder;
   const fs::path stats = folder / "run.stats";
-  write_statistics(stats, example());
+  const auto check = [&](const Statistics& statistics, const BrokenManifest& broken) {
+    write_statistics(stats, statistics);
+    auto json = read_json_file(stats / "manifest.json");
+    broken.damage(json);
+    given::write_text(stats / "manifest.json", json.dump());
+    CHECK_THAT(given::thrown_by([&] { Statistics::read(stats); }),
+               Contains("InvalidInput") && Contains("manifest.json") && Contains(broken.field));
+  };
   for (const auto& broken : kBrokenManifests) {
-    DYNAMIC_SECTION(broken.name) {
-      auto json = read_json_file(stats / "manifest.json");
-      broken.damage(json);
-      given::write_text(stats / "manifest.json", json.dump());
-      CHECK_THAT(given::thrown_by([&] { Statistics::read(stats); }),
-                 Contains("InvalidInput") && Contains("manifest.json") && Contains(broken.field));
-    }
+    DYNAMIC_SECTION(broken.name) { check(example(), broken); }
+  }
+  for (const auto& broken : kBrokenSecondOrder) {
+    DYNAMIC_SECTION("second order: " << broken.name) { check(second_order_example(), broken); }
   }
 }
