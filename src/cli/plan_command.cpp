@@ -154,8 +154,8 @@ std::string describe_atoms(const Plan& plan) {
   if (plan.width == 0) return "";
   const std::int64_t kept = kept_atoms(plan);
   const auto total = static_cast<std::int64_t>(plan.layers.size()) * plan.keep * plan.width;
-  return fmt::format("keeps {} of {} atomic experts in them ({:.2f}%)\n{}", kept, total,
-                     100 * static_cast<double>(kept) / static_cast<double>(total), describe_widths(plan));
+  return fmt::format("keeps {} of {} atomic experts in them ({:.2f}%) by {}\n{}", kept, total,
+                     100 * static_cast<double>(kept) / static_cast<double>(total), plan.method, describe_widths(plan));
 }
 
 std::string describe_expected(const Plan& plan) {
@@ -180,14 +180,18 @@ std::string describe_unseen(const Plan& plan) {
     unseen_kept += layer.unseen_kept;
   }
   if (unseen == 0) return "";
-  if (plan.keep == plan.experts) return fmt::format("{} experts never saw a counted token; more demonstrations would settle them\n", unseen);
+  if (plan.keep == plan.experts) {
+    return fmt::format("{} experts never saw a counted token; more demonstrations would settle them\n", unseen);
+  }
   return fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "
                      "experts, would settle it\n", unseen, unseen_kept);
 }
 
 std::string describe_plan(const Plan& plan) {
-  std::string text = fmt::format("keeps {} of {} experts in each of {} layers by {}\n", plan.keep, plan.experts,
-                                 plan.layers.size(), plan.source.value("expert_method", plan.method));
+  // All experts stay where only atomic experts were asked for: no method chose them.
+  const std::string by = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
+  std::string text = fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts, plan.layers.size(),
+                                 by.empty() ? "" : " by " + by);
   text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   return text + describe_unseen(plan);

@@ -68,10 +68,12 @@ class AtomLimits {
   /// In all layers: the number or share that was asked for, and the bytes.
   std::int64_t most_atoms() const {
     const std::int64_t asked = request_.keep_atoms.of(total());
-    if (asked < least()) refuse(fmt::format("keep-atoms leaves {}; the least possible is {}", asked, least()));
+    if (asked < least()) refuse(fmt::format("keep-atoms leaves {} of {} atomic experts", asked, total()));
     if (!request_.budget_bytes) return asked;
     const auto fits = [&](std::int64_t atoms) { return bytes_fit(bytes(atoms), *request_.budget_bytes); };
-    if (!fits(least())) refuse(fmt::format("budget-bytes {}: the least possible is {}", *request_.budget_bytes, bytes(least())));
+    if (!fits(least())) {
+      refuse(fmt::format("budget-bytes {} is below the {} of the smallest checkpoint", *request_.budget_bytes, bytes(least())));
+    }
     return largest(least(), asked, fits);
   }
 
@@ -83,7 +85,7 @@ class AtomLimits {
     const auto share = [&](std::int64_t target) { return flops(ranking_.widths(target)); };
     const auto fits = [&](std::int64_t target) { return share(target) <= budget * (1 + kSlack); };
     if (!fits(ranking_.least())) {
-      refuse(fmt::format("budget-flops {}: the least possible is {:.6g}", budget, share(ranking_.least())));
+      refuse(fmt::format("budget-flops {} is below the {:.6g} of the least that can run", budget, share(ranking_.least())));
     }
     return largest(ranking_.least(), most, fits);
   }
@@ -91,14 +93,19 @@ class AtomLimits {
  private:
   std::int64_t least() const { return ranking_.pools() * ranking_.least(); }
 
+  /// @param problem  what falls short of the least.
   [[noreturn]] void refuse(const std::string& problem) const {
     if (request_.scope == AtomScope::expert && protects_) {
-      throw InvalidInput(problem + ", since a protected expert keeps all its atomic experts and --scope expert gives every expert "
-                                   "the same number; use --scope layer or global");
+      throw InvalidInput(fmt::format("{}: a protected expert keeps all its {}, and --scope expert gives every expert as many; use "
+                                     "--scope layer or global",
+                                     problem, manifest_.expert_width));
     }
-    const std::string where = request_.scope == AtomScope::global ? "in all" : fmt::format("in every {}", atom_scope_name(request_.scope));
-    throw InvalidInput(fmt::format("{}, with {} of {} atomic experts ({} {}{})", problem, least(), total(), ranking_.least(), where,
-                                   protects_ ? ", for the protected experts" : ""));
+    std::string reason = protects_ ? "for the protected experts" : "";
+    if (request_.scope != AtomScope::global) {
+      reason += fmt::format("{}{} in every {}", reason.empty() ? "" : ": ", ranking_.least(), atom_scope_name(request_.scope));
+    }
+    throw InvalidInput(fmt::format("{}; at least {} of {} must stay{}", problem, least(), total(),
+                                   reason.empty() ? "" : " (" + reason + ")"));
   }
 
   const StatisticsManifest& manifest_;

@@ -44,6 +44,15 @@ Plan grouped() {
   return plan;
 }
 
+/// Experts of 8 atoms.
+Plan slim() {
+  Plan plan = example();
+  plan.width = 8;
+  plan.layers[0].atoms = {{{0, 3}, {5, 8}}, {}, {{0, 8}}};
+  plan.layers[1].atoms = {{{0, 8}}, {{1, 2}}, {{7, 8}}};
+  return plan;
+}
+
 struct BrokenPlan {
   const char* name;
   std::function<void(Json&)> damage;
@@ -116,7 +125,59 @@ const std::vector<BrokenPlan> kBrokenGroupedPlans{
     {"correct_drift written though not set", [](Json& j) { j["correct_drift"] = false; }, "correct_drift: expected true"},
 };
 
+const std::vector<BrokenPlan> kBrokenSlimPlans{
+    {"no width", [](Json& j) { j.erase("width"); }, "layers[0].atoms: expected only in a plan with width"},
+    {"width 0", [](Json& j) { j["width"] = 0; }, "width"},
+    {"width beyond an int", [](Json& j) { j["width"] = std::int64_t{1} << 31; }, "width"},
+    {"a narrower width", [](Json& j) { j["width"] = 7; }, "layers[0].atoms[0][1]: expected a number from 6 to 7, got 8"},
+    {"one layer without", [](Json& j) { j["layers"][1].erase("atoms"); }, "layers[1].atoms: is missing"},
+    {"a list too few", [](Json& j) { j["layers"][1]["atoms"].erase(2); }, "layers[1].atoms: expected 3 lists"},
+    {"a list too many", [](Json& j) { j["layers"][1]["atoms"].push_back(Json::array()); }, "layers[1].atoms: expected 3 lists"},
+    {"no list", [](Json& j) { j["layers"][1]["atoms"] = 3; }, "layers[1].atoms: expected an array"},
+    {"ranges as number", [](Json& j) { j["layers"][1]["atoms"][1] = 3; }, "layers[1].atoms[1]: expected an array of [begin, end)"},
+    {"a range as number", [](Json& j) { j["layers"][1]["atoms"][1] = {3}; }, "layers[1].atoms[1][0]: expected [begin, end), got 3"},
+    {"half a range", [](Json& j) { j["layers"][1]["atoms"][1][0] = Json::array({1}); }, "layers[1].atoms[1][0]"},
+    {"fraction", [](Json& j) { j["layers"][1]["atoms"][1][0][0] = 0.5; }, "layers[1].atoms[1][0]"},
+    {"negative", [](Json& j) { j["layers"][1]["atoms"][1][0][0] = -1; }, "layers[1].atoms[1][0]: expected a number from 0 to 7"},
+    {"huge", [](Json& j) { j["layers"][1]["atoms"][1][0][1] = std::numeric_limits<std::uint64_t>::max(); }, "layers[1].atoms[1][0]"},
+    {"begins behind the end", [](Json& j) { j["layers"][1]["atoms"][1][0] = {8, 9}; }, "layers[1].atoms[1][0]"},
+    {"empty range", [](Json& j) { j["layers"][1]["atoms"][1][0] = {2, 2}; }, "layers[1].atoms[1][0]: expected a number from 3 to 8"},
+    {"backward range", [](Json& j) { j["layers"][1]["atoms"][1][0] = {2, 1}; }, "layers[1].atoms[1][0]"},
+    {"touching ranges", [](Json& j) { j["layers"][0]["atoms"][0][1][0] = 3; }, "layers[0].atoms[0][1]: expected a number from 4 to 7"},
+    {"overlapping ranges", [](Json& j) { j["layers"][0]["atoms"][0][1][0] = 2; }, "layers[0].atoms[0][1]"},
+    {"a protected expert cut", [](Json& j) { j["layers"][1]["atoms"][0] = {{0, 7}}; },
+     "protect[1].expert: expert 1 of layer 3 is protected but keeps 7 of 8"},
+    {"nothing at all",
+     [](Json& j) {
+       for (auto& layer : j["layers"]) layer["atoms"] = {Json::array(), Json::array(), Json::array()};
+     },
+     "layers: expected at least one atomic expert"},
+};
+
 }  // namespace
+
+TEST_CASE("a plan over atoms comes back as it was written, one layer a line", "[plan][atoms]") {
+  const given::TempFolder folder;
+  write_plan(folder / "plan.json", slim());
+  const Plan read = read_plan(folder / "plan.json");
+  CHECK(plan_to_json(read) == plan_to_json(slim()));
+  CHECK(read.width == 8);
+  CHECK(read.layers[0].atoms == slim().layers[0].atoms);
+  CHECK_THAT(given::bytes_of(folder / "plan.json"), Contains(R"("width": 8,
+  "layers": [
+    {"layer":1,"keep":[0,2,4],"atoms":[[[0,3],[5,8]],[],[[0,8]]],"unseen":1,"unseen_kept":0},)"));
+}
+
+TEST_CASE("a uniform width is one that every expert has", "[plan][atoms]") {
+  CHECK(uniform_width(example(), 8) == 8);
+  CHECK_FALSE(uniform_width(slim(), 8));
+  Plan plan = slim();
+  for (auto& layer : plan.layers) layer.atoms.assign(3, {{0, 1}, {4, 6}});
+  CHECK(uniform_width(plan, 8) == 3);
+  plan.layers[1].atoms[2] = {{4, 6}};
+  CHECK_FALSE(uniform_width(plan, 8));
+  CHECK(kept_atoms(plan) == 17);
+}
 
 TEST_CASE("a plan comes back as it was written", "[plan]") {
   const given::TempFolder folder;
@@ -191,6 +252,9 @@ TEST_CASE("a broken plan is refused with file and field", "[plan]") {
   }
   for (const auto& broken : kBrokenGroupedPlans) {
     DYNAMIC_SECTION("groups: " << broken.name) { check(grouped(), broken); }
+  }
+  for (const auto& broken : kBrokenSlimPlans) {
+    DYNAMIC_SECTION("atoms: " << broken.name) { check(slim(), broken); }
   }
 }
 
