@@ -38,6 +38,26 @@ def test_a_recipe_runs_once(tmp_path):
     assert json.loads((tmp_path / "run/checkpoint/config.json").read_text())["num_experts"] == 20
 
 
+def test_a_recipe_over_atoms_runs_once(tmp_path):
+    atoms = {"calibrate": {"statistics": "second-order", "samples": 8},
+             "plan": {"method": "heapr", "keep-atoms": 0.75, "scope": "expert", "align": 4, "keep": 16},
+             "evaluate": {"exact-match": False}}
+    result = moetrim_json("run", recipe(tmp_path, **atoms))
+    width = json.loads((ROOT / "demo/model/config.json").read_text())["moe_intermediate_size"]
+    assert result["experts"] == {"before": 32, "after": 16}
+    assert result["atoms"]["after"] * 8 == result["atoms"]["before"] * 3  # half of the experts, three quarters of each
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.moe_intermediate_size * 4 == width * 3
+    random = json.loads((tmp_path / "run/plan-random.json").read_text())
+    assert random["method"] == "random-atoms" and random["source"]["expert_method"] == "random"
+    first = folder_bytes(tmp_path / "run")
+    again = moetrim("run", tmp_path / "recipe.json")
+    for step in ("calibrate", "rewrite", "evaluate"):
+        assert f"{step}: unchanged, skipped" in again.stderr
+    assert folder_bytes(tmp_path / "run") == first
+
+
 def test_the_shipped_recipe_reads():
     """Its paths exist and its fields are known; the demo script runs it whole."""
     text = (ROOT / "recipes/demo.json").read_text()
