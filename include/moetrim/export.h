@@ -133,6 +133,6 @@ TwinResult export_with_twin(const Checkpoint& source, const ExportRequest& reque
 /// @param dequantised_to  dtype of a twin's weights; empty: not a twin
 std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
                        std::span<const std::string> warnings, std::string_view tool_version,
-                       std::string_view dequantised_to = {});
+                       std::string_view dequantised_to = {}, Mtp mtp = Mtp::prune);
 
 }  // namespace moetrim

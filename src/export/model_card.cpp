@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "export/base_model.h"
+#include "export/width_facts.h"
 #include "moetrim/export.h"
 
 namespace moetrim {
@@ -15,6 +16,8 @@ namespace moetrim {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using export_detail::WidthFacts;
+using export_detail::width_facts;
 
 struct Size {
   std::uint64_t bytes = 0;
@@ -60,13 +63,18 @@ std::string front_matter(const Model& model) {
   return out + "library_name: transformers\npipeline_tag: text-generation\ntags:\n- moe\n- pruned\n- moetrim\n---\n\n";
 }
 
-std::string size_table(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors) {
+std::string size_table(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
+                       const std::optional<WidthFacts>& widths) {
   Size before, after;
   for (const Tensor& tensor : model.checkpoint->tensors()) before.add(tensor);
   for (const OutputTensor& tensor : tensors) after.add(tensor.spec);
   const double share = 100.0 * static_cast<double>(after.bytes) / static_cast<double>(std::max<std::uint64_t>(before.bytes, 1));
   std::string out = "| | before | after |\n|---|---:|---:|\n";
   out += fmt::format("| experts per MoE layer | {} | {} |\n", plan.experts, plan.keep);
+  if (widths) {
+    out += fmt::format("| width of an expert | {} | {} |\n", widths->before, widths->widths());
+    out += fmt::format("| atomic experts | {} | {} ({:.1f} % removed) |\n", widths->atoms, widths->kept_atoms, widths->removed_percent());
+  }
   out += fmt::format("| experts per token | {0} | {0} |\n", model.experts_per_token);
   out += fmt::format("| MoE layers | {0} of {1} | {0} of {1} |\n", plan.layers.size(), model.layers);
   out += fmt::format("| parameters | {} | {} |\n", short_count(before.parameters), short_count(after.parameters));
@@ -131,14 +139,51 @@ vllm serve FOLDER
 
 )";
 
-std::string limits(std::span<const std::string> warnings, std::string_view dequantised_to) {
+constexpr std::string_view kLoadingListed = R"(## Loading
+
+Experts have different widths, which `config.json` lists and `modeling_moetrim.py`, in this folder, reads. transformers 5 loads it
+when it may run that file; no other runtime does. A plan with `--scope expert` makes a checkpoint that every runtime loads.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True, dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+
+)";
+
+/// What was done to weights that stay.
+std::string unchanged(const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
+  if (!dequantised_to.empty()) {
+    return fmt::format("The weights that remain have the values that the quantised model computes with, rounded to {}: what "
+                       "quantisation lost is not back, and nothing was trained.", dequantised_to);
+  }
+  if (widths && widths->quantised_again > 0) {
+    return fmt::format("Nothing was trained after removal. {} weights were quantised again, as the last lines say; all others are "
+                       "unchanged.", widths->quantised_again);
+  }
+  return "The weights that remain are unchanged: nothing was trained or quantised after removal.";
+}
+
+std::string limits(std::span<const std::string> warnings, const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
   std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
                     "it before use.\n";
-  out += dequantised_to.empty()
-             ? "- The weights that remain are unchanged: nothing was trained or quantised after removal.\n"
-             : fmt::format("- The weights that remain have the values that the quantised model computes with, rounded to {}: what "
-                           "quantisation lost is not back, and nothing was trained.\n", dequantised_to);
+  out += fmt::format("- {}\n", unchanged(widths, dequantised_to));
   for (const auto& warning : warnings) out += fmt::format("- {}\n", warning);
+  return out;
+}
+
+std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& widths) {
+  std::string out;
+  if (plan.keep < plan.experts || !widths) {
+    out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ", plan.experts - plan.keep,
+                      plan.experts);
+  }
+  if (!widths) return out + "`moetrim.json` lists the kept experts.";
+  out += fmt::format("Experts lost atomic experts (columns of down_proj with the same rows of gate_proj and up_proj): {:.1f} % of all of them "
+                     "are gone{}. `moetrim.json` lists what was kept.", widths->removed_percent(),
+                     plan.keep < plan.experts ? ", those of the removed experts included" : "");
   return out;
 }
 
@@ -155,18 +200,17 @@ std::string twin_line(const Model& model, const Plan& plan, const std::string& b
 
 std::string model_card(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
                        std::span<const std::string> warnings, std::string_view tool_version,
-                       std::string_view dequantised_to) {
+                       std::string_view dequantised_to, Mtp mtp) {
   const std::string base = export_detail::base_model(*model.checkpoint);
+  const auto widths = width_facts(model, plan, tensors, mtp);
   std::string out = front_matter(model);
-  out += fmt::format("# {} with {} of {} experts\n\n", base, plan.keep, plan.experts);
-  out += fmt::format("Made from {} by moetrim {}: {} of {} experts of every MoE layer were removed, and the router's rows "
-                     "with them. `moetrim.json` lists the kept experts.\n\n", base, tool_version, plan.experts - plan.keep,
-                     plan.experts);
+  out += fmt::format("# {} with {} of {} experts{}\n\n", base, plan.keep, plan.experts, widths ? ", slimmer" : "");
+  out += fmt::format("Made from {} by moetrim {}: {}\n\n", base, tool_version, what_was_removed(plan, widths));
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);
-  out += size_table(model, plan, tensors);
+  out += size_table(model, plan, tensors, widths);
   out += "## How the experts were chosen\n\n" + experts_chosen(plan);
-  out += kLoading;
-  return out + limits(warnings, dequantised_to);
+  out += widths && widths->slimming.form == WidthForm::listed ? kLoadingListed : kLoading;
+  return out + limits(warnings, widths, dequantised_to);
 }
 
 }  // namespace moetrim

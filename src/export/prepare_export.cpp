@@ -1,30 +1,59 @@
 // From model and plan to everything that export_checkpoint writes.
 
+#include <optional>
 #include <string>
+
+#include <fmt/format.h>
 
 #include "export/base_model.h"
 #include "export/modelling_code.h"
+#include "export/width_facts.h"
 #include "moetrim/export.h"
 
 namespace moetrim {
 
 namespace {
 
+using namespace export_detail;
+
+/// How wide the experts are now.
+nlohmann::ordered_json width_record(const WidthFacts& facts) {
+  nlohmann::ordered_json json;
+  json["form"] = facts.slimming.form == WidthForm::config ? "config" : "listed";
+  json["width"] = facts.before;
+  json["least_width"] = facts.least;
+  json["most_width"] = facts.most;
+  json["atoms"] = facts.atoms;
+  json["kept_atoms"] = facts.kept_atoms;
+  json["quantised_again"] = facts.quantised_again;
+  if (facts.slimming.form == WidthForm::config && facts.slimming.shared_width > 0) json["shared_width"] = facts.slimming.shared_width;
+  return json;
+}
+
 /// moetrim.json: enough to say what the folder is, what it was made from, and to make it again.
-nlohmann::ordered_json record_of(const Model& model, const Plan& plan, const std::string& fingerprint,
-                                 const std::vector<std::string>& warnings, std::string_view tool_version, Mtp mtp) {
+nlohmann::ordered_json record_of(const ExportRequest& request, const Plan& plan, const std::optional<WidthFacts>& facts,
+                                 std::string_view tool_version, Mtp mtp) {
+  const Checkpoint& source = *request.model->checkpoint;
   nlohmann::ordered_json record;
   record["format"] = "moetrim-checkpoint";
   record["version"] = 1;
   record["tool_version"] = tool_version;
-  record["source"] = {{"name", export_detail::base_model(*model.checkpoint)},
-                      {"fingerprint", fingerprint},
-                      {"tensors", model.checkpoint->tensors().size()},
-                      {"total_bytes", model.checkpoint->total_bytes()}};
-  if (model.mtp_layers > 0) record["mtp"] = mtp == Mtp::prune ? "prune" : mtp == Mtp::keep ? "keep" : "drop";
-  record["warnings"] = warnings;
+  record["source"] = {{"name", base_model(source)},
+                      {"fingerprint", request.source_fingerprint},
+                      {"tensors", source.tensors().size()},
+                      {"total_bytes", source.total_bytes()}};
+  if (request.model->mtp_layers > 0) record["mtp"] = mtp == Mtp::prune ? "prune" : mtp == Mtp::keep ? "keep" : "drop";
+  if (facts) record["slim"] = width_record(*facts);
+  record["warnings"] = request.warnings;
   record["plan"] = plan_to_json(plan);
   return record;
+}
+
+std::string quantised_again(const WidthFacts& facts) {
+  const std::string advice = facts.block > 0 ? fmt::format("a plan with --atom-blocks {} keeps their bytes", facts.block)
+                                             : "no other plan of atomic experts would keep their bytes";
+  return fmt::format("{} weights lost atomic experts inside of their FP8 blocks and are quantised again, with a new scale per block; {}.",
+                     facts.quantised_again, advice);
 }
 
 }  // namespace
@@ -38,12 +67,12 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   if (!options.allow_other_checkpoint) check_plan(model, plan, request.source_fingerprint, mtp);
   request.tensors = plan_tensors(model, plan, mtp);
   request.config = rewrite_config(model, plan, mtp);
-  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::listed) {
-    request.modelling_code = export_detail::modelling_code(slimming.architecture);
-  }
   request.warnings = rewrite_warnings(model, plan, mtp);
-  request.record = record_of(model, plan, request.source_fingerprint, request.warnings, tool_version, mtp);
-  request.card = model_card(model, plan, request.tensors, request.warnings, tool_version);
+  const auto facts = width_facts(model, plan, request.tensors, mtp);
+  if (facts && facts->slimming.form == WidthForm::listed) request.modelling_code = modelling_code(facts->slimming.architecture);
+  if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));
+  request.record = record_of(request, plan, facts, tool_version, mtp);
+  request.card = model_card(model, plan, request.tensors, request.warnings, tool_version, {}, mtp);
   return request;
 }
 

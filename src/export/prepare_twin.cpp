@@ -46,6 +46,7 @@ nlohmann::ordered_json twin_record(const Model& model, const TwinRequest& twin, 
       record[key] = value;
     }
   }
+  if (record.contains("slim")) record["slim"]["quantised_again"] = 0;
   return record;
 }
 
@@ -76,11 +77,11 @@ TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportReque
   twin.config = pruned.config;
   remove_quantisation(twin.config);
   twin.source_fingerprint = pruned.source_fingerprint;
-  for (const auto& warning : pruned.warnings) {
+  for (const auto& warning : rewrite_warnings(model, plan, options.mtp)) {
     if (!warning.starts_with(kQuantization)) twin.warnings.push_back(warning);  // the twin has no such key
   }
   twin.record = twin_record(model, twin, pruned, static_cast<std::size_t>(weights));
-  twin.card = model_card(model, plan, twin.tensors, twin.warnings, tool_version, kBf16);
+  twin.card = model_card(model, plan, twin.tensors, twin.warnings, tool_version, kBf16, options.mtp);
   return twin;
 }
 
