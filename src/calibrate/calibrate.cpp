@@ -8,114 +8,25 @@
 
 #include "calibrate/observe.h"
 #include "calibrate/partial_run.h"
+#include "calibrate/request.h"
 #include "calibrate/reverse_sweep.h"
+#include "calibrate/run_cut.h"
 #include "calibrate/token_groups.h"
 #include "calibrate/trace.h"
 #include "moetrim/error.h"
 #include "moetrim/forward.h"
-#include "moetrim/machine.h"
 
 namespace moetrim {
 
 namespace {
 
-ObserveOptions observe_options(const CalibrateOptions& options) {
-  return {.tcess_top_k = options.tcess_top_k, .tcess_threshold = options.tcess_threshold};
-}
-
-std::int64_t predicted_tokens(const Task& task, Count count) {
-  std::int64_t tokens = 0;
-  for (const Demonstration& demonstration : task.demonstrations) {
-    const auto counted = counted_range(demonstration, count);
-    tokens += std::max<std::int64_t>(0, counted.second - std::max<std::int64_t>(counted.first, 1));
-  }
-  return tokens;
-}
-
-/// All that can be refused without running anything.
-void check_request(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  if (tasks.empty()) throw UsageError("no task to measure; give at least one --task FILE.jsonl");
-  if (options.mtp && model.mtp_layers > 0 && model.mtp_experts != model.experts) {
-    throw InvalidInput(fmt::format("{}: the multi-token-prediction block has {} experts, the layers have {}; they cannot be pruned "
-                                   "together, choose --mtp keep or drop", model.checkpoint->folder().string(), model.mtp_experts,
-                                   model.experts));
-  }
-  if (options.tcess_top_k < 1 || options.tcess_top_k > model.experts) {
-    throw UsageError(fmt::format("--tcess-top-k must be from 1 to {}, got {}", model.experts, options.tcess_top_k));
-  }
-  if (options.second_order && options.mtp && model.mtp_layers > 0) {
-    throw InvalidInput(fmt::format("{}: second-order statistics follow the next-token loss, which does not pass through the {} "
-                                   "multi-token-prediction block(s); choose --mtp keep or drop", model.checkpoint->folder().string(),
-                                   model.mtp_layers));
-  }
-  for (std::size_t i = 0; i < tasks.size(); ++i) {
-    for (std::size_t j = 0; j < i; ++j) {
-      if (tasks[i].name != tasks[j].name) continue;
-      throw UsageError(fmt::format("{} and {} would both be task \"{}\"; rename one", tasks[j].file.string(),
-                                   tasks[i].file.string(), tasks[i].name));
-    }
-    const auto counts = [&](const Demonstration& d) {
-      const auto range = counted_range(d, options.count);
-      return range.second > range.first;
-    };
-    if (std::none_of(tasks[i].demonstrations.begin(), tasks[i].demonstrations.end(), counts)) {
-      throw InvalidInput(fmt::format("{}: no token counts; every demonstration is all prompt or all response, choose another "
-                                     "--count", tasks[i].file.string()));
-    }
-    if (options.second_order && predicted_tokens(tasks[i], options.count) == 0) {
-      throw InvalidInput(fmt::format("{}: no counted token has a token before it, so there is no next-token loss to differentiate; "
-                                     "choose another --count or longer demonstrations", tasks[i].file.string()));
-    }
-  }
-}
-
-ForwardOptions forward_of(const Model& model, const CalibrateOptions& options) {
-  ForwardOptions forward = forward_options(model, options);
-  forward.mtp = options.mtp;
-  return forward;
-}
-
-std::int64_t longest_demonstration(const std::vector<Task>& tasks) {
-  std::size_t longest = 0;
-  for (const Task& task : tasks) {
-    for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
-  }
-  return static_cast<std::int64_t>(longest);
-}
-
-MemoryPlan memory_of(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  const std::uint64_t forward = forward_token_bytes(model, options);
-  if (!options.second_order) return plan_memory(model, options, forward);
-  const Precision precision = forward_of(model, options).precision;
-  // While a segment runs again, the gradient waits beside its hidden states.
-  const std::uint64_t gradient = static_cast<std::uint64_t>(model.hidden) * (precision == Precision::fp64 ? 8 : 4);
-  const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
-  const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
-  return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
-                     threads * Backward::tape_bytes(model, precision, longest_demonstration(tasks)) + 2 * sums);
-}
-
-/// How the tokens are cut into groups: by the memory, and for the reverse sweep by the disk.
-RunCut cut_of(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
-              const std::filesystem::path& output) {
-  RunCut cut{.group_tokens = memory_of(model, tasks, options).group_tokens};
-  if (!options.second_order) return cut;
-  std::int64_t tokens = 0;
-  for (const Task& task : tasks) {
-    for (const Demonstration& demonstration : task.demonstrations) tokens += static_cast<std::int64_t>(demonstration.ids.size());
-  }
-  cut.boundaries = plan_boundaries(model, options, output, std::min(cut.group_tokens, tokens), longest_demonstration(tasks));
-  cut.group_tokens = std::min(cut.group_tokens, cut.boundaries.group_tokens);
-  return cut;
-}
-
 /// One calibration: the groups in turn, each through all layers, and back where second-order statistics are wanted.
 class Calibration {
  public:
   Calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options, PartialRun& partial)
-      : model_(model), options_(options), forward_options_(forward_of(model, options)), tasks_(static_cast<int>(tasks.size())),
+      : model_(model), options_(options), forward_options_(calibration_forward(model, options)), tasks_(static_cast<int>(tasks.size())),
         partial_(partial) {
-    MemoryPlan plan = memory_of(model, tasks, options);
+    MemoryPlan plan = calibration_memory(model, tasks, options);
     plan.group_tokens = partial.cut().group_tokens;
     groups_ = make_groups(tasks, options, plan);
     for (const TokenGroup& group : groups_) total_ += static_cast<std::int64_t>(group.batch.ids.size()) * steps();
@@ -128,8 +39,8 @@ class Calibration {
     RunState state = partial_.load_state().value_or(RunState{});
     for (int g = 0; g < state.group; ++g) done_ += group_tokens(g) * steps();
     while (state.group < groups()) {
-      const at::Tensor hidden = run_forward(state);
-      if (options_.second_order) run_reverse(state, hidden);
+      at::Tensor hidden = run_forward(state);
+      if (options_.second_order) run_reverse(state, std::move(hidden));
       partial_.finish_group(state);
       state = RunState{.group = state.group + 1, .layer = 0, .loss = std::move(state.loss)};
     }
@@ -184,13 +95,14 @@ class Calibration {
     return forward.hidden();
   }
 
-  void run_reverse(RunState& state, const at::Tensor& hidden) {
+  void run_reverse(RunState& state, at::Tensor hidden) {
     const TokenGroup& group = groups_[static_cast<std::size_t>(state.group)];
     const ReverseSweep sweep(model_, forward_options_, tasks_, partial_, [&](const RunState& passed) {
       made_progress(2 * group_tokens(passed.group));
       stop_if_asked(passed);
     });
     if (state.sweep == Sweep::forward) sweep.turn_round(state, group, hidden);
+    hidden.reset();
     sweep.run(state, group);
   }
 
@@ -215,7 +127,7 @@ class Calibration {
       partial_.write_layer(state.group, before);
     }
     LayerStatistics layer = earlier(state.group, routed.layer);
-    observe_layer(routed, measured(group, routed.layer), observe_options(options_), layer);
+    observe_layer(routed, measured(group, routed.layer), ObserveOptions{.tcess_top_k = options_.tcess_top_k, .tcess_threshold = options_.tcess_threshold}, layer);
     partial_.write_layer(state.group, layer);
     if (traces(state.group)) write_trace_layer(trace_folder(), routed, traced(group));
     state.previous_layer = routed.layer;
@@ -253,121 +165,13 @@ class Calibration {
 
 }  // namespace
 
-namespace {
-
-/// What budgets are counted in. Parts of a quantised weight that atoms share, such as scales of a block, count in full where
-/// they would be split.
-StatisticsManifest::Sizes sizes_of(const Model& model) {
-  StatisticsManifest::Sizes sizes{.checkpoint_bytes = static_cast<std::int64_t>(model.checkpoint->total_bytes()),
-                                  .width = model.expert_width,
-                                  .hidden = model.hidden};
-  const LayerTensors& layer = model.layer[static_cast<std::size_t>(model.moe_layers().front())];
-  const auto add = [&](const Weight& weight, bool per_atom) {
-    if (!weight) return;
-    for (const Tensor* part : weight.parts) {
-      if (part == nullptr) continue;
-      const bool by_expert = weight.rule->axes[0] == Axis::E && part->shape.size() >= 2;
-      const auto bytes = static_cast<std::int64_t>(part->size) / (by_expert || weight.rule->role == Role::router ? model.experts : 1);
-      sizes.expert_bytes += bytes;
-      if (per_atom) sizes.atom_bytes += bytes / model.expert_width;
-    }
-  };
-  add(layer[Role::router], false);
-  for (const Role role : {Role::fused_gate_up, Role::fused_gate_up_bias, Role::fused_down}) add(layer[role], true);
-  add(layer[Role::fused_down_bias], false);
-  if (!layer.experts.empty()) {
-    for (const Weight& weight : layer.experts.front()) add(weight, true);
-  }
-  return sizes;
-}
-
-}  // namespace
-
-StatisticsManifest calibration_manifest(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  const ObserveOptions observe = observe_options(options);
-  StatisticsManifest manifest;
-  manifest.checkpoint_fingerprint = model.checkpoint->fingerprint();
-  manifest.family = model.family->name;
-  manifest.router = model.family->router.score == RouterScore::sigmoid ? "sigmoid" : "softmax";
-  manifest.router_selects_by_logit = model.selects_by_logit();
-  manifest.gates_normalised = model.normalise_gates;
-  manifest.groups = {.count = static_cast<int>(model.groups),
-                     .chosen = static_cast<int>(model.groups_chosen),
-                     .rule = std::string(group_rule_name(model.group_rule))};
-  manifest.layers = static_cast<int>(model.layers);
-  manifest.mtp_layers = options.mtp ? static_cast<int>(model.mtp_layers) : 0;
-  manifest.experts = static_cast<int>(model.experts);
-  manifest.experts_per_token = static_cast<int>(model.experts_per_token);
-  manifest.moe_layers = model.moe_layers(options.mtp);
-  manifest.tcess_top_k = observe.tcess_top_k;
-  manifest.tcess_threshold = observe.tcess_threshold;
-  manifest.dtype = options.precision;
-  manifest.count = options.count == Count::all ? "all" : options.count == Count::prompt ? "prompt" : "response";
-  for (const Task& task : tasks) {
-    StatisticsManifest::TaskFacts facts{.name = task.name,
-                                        .digest = task.digest,
-                                        .demonstrations = static_cast<std::int64_t>(task.demonstrations.size())};
-    for (const Demonstration& demonstration : task.demonstrations) {
-      const auto counted = counted_range(demonstration, options.count);
-      facts.tokens += static_cast<std::int64_t>(demonstration.ids.size());
-      facts.counted_tokens += counted.second - counted.first;
-    }
-    if (options.second_order) facts.predicted_tokens = predicted_tokens(task, options.count);
-    manifest.tasks.push_back(std::move(facts));
-  }
-  if (options.second_order) manifest.expert_width = static_cast<int>(model.expert_width);
-  manifest.sizes = sizes_of(model);
-  manifest.settings = options.settings;
-  manifest.tool_version = options.tool_version;
-  return manifest;
-}
-
-CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
-                                       const std::filesystem::path& output) {
-  check_request(model, tasks, options);
-  MemoryPlan plan = memory_of(model, tasks, options);
-  const RunCut cut = cut_of(model, tasks, options, output);
-  plan.group_tokens = cut.group_tokens;
-  const auto groups = make_groups(tasks, options, plan);
-  CalibrateEstimate estimate;
-  std::int64_t largest = 0;
-  for (const TokenGroup& group : groups) {
-    const auto tokens = static_cast<std::int64_t>(group.batch.ids.size());
-    estimate.tokens += tokens;
-    largest = std::max(largest, tokens);
-  }
-  estimate.groups = static_cast<int>(groups.size());
-  estimate.peak_memory_bytes = plan.fixed_bytes + plan.token_bytes * static_cast<std::uint64_t>(largest);
-  // The reverse sweep reads the layers again, and once more where boundaries are missing.
-  const std::uint64_t reads = !options.second_order ? 1 : cut.boundaries.step > 1 ? 3 : 2;
-  estimate.read_bytes = model.checkpoint->total_bytes() * groups.size() * reads;
-  const auto experts = static_cast<std::uint64_t>(model.experts);
-  const std::uint64_t layer_bytes = tasks.size() * 8 * (kStatCount * kSlices * experts + 2 * experts * experts);
-  const std::uint64_t state_bytes = static_cast<std::uint64_t>(largest) * static_cast<std::uint64_t>(model.hidden) * 4;
-  const auto traced = static_cast<std::uint64_t>(std::min(options.trace_tokens, largest));
-  const std::uint64_t trace_bytes = traced * (experts * 4 + static_cast<std::uint64_t>(model.experts_per_token) * 16 + 8);
-  estimate.disk_bytes = model.moe_layers(options.mtp).size() * (2 * layer_bytes + trace_bytes) + 2 * state_bytes;
-  if (options.second_order) {
-    estimate.boundary_step = cut.boundaries.step;
-    estimate.boundary_bytes = cut.boundaries.token_bytes * static_cast<std::uint64_t>(largest);
-    const auto atoms = experts * static_cast<std::uint64_t>(model.expert_width);
-    estimate.disk_bytes += estimate.boundary_bytes + 2 * model.moe_layers().size() * (3 * tasks.size() + 2) * atoms * 8;
-  }
-  const double active = 2.0 * static_cast<double>(model.hidden) *
-                        (static_cast<double>(model.heads + model.key_value_heads) * 2 * static_cast<double>(model.head_dim) +
-                         3.0 * static_cast<double>(model.experts_per_token * model.expert_width + model.shared_width));
-  const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
-  estimate.operations = sweeps * active * static_cast<double>(estimate.tokens) * static_cast<double>(model.layers);
-  return estimate;
-}
-
 StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
                              const std::filesystem::path& output) {
   check_request(model, tasks, options);
   StatisticsManifest manifest = calibration_manifest(model, tasks, options);
   nlohmann::ordered_json key = manifest_to_json(manifest);
   key["trace_tokens"] = options.trace_tokens;
-  PartialRun partial(output, key, cut_of(model, tasks, options, output));
+  PartialRun partial(output, key, cut_run(model, tasks, options, output));
   Calibration calibration(model, tasks, options, partial);
   const std::vector<double> loss = calibration.run();
   for (std::size_t task = 0; task < loss.size(); ++task) manifest.tasks[task].loss = loss[task];
@@ -377,7 +181,7 @@ StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks,
 
 void run_forward_only(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const auto groups = make_groups(tasks, options, plan_memory(model, options, forward_token_bytes(model, options)));
-  Forward forward(model, forward_of(model, options));
+  Forward forward(model, calibration_forward(model, options));
   RoutedLayer routed;
   std::int64_t total = 0;
   std::int64_t done = 0;

@@ -8,7 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "calibrate/boundaries.h"
+#include "calibrate/run_cut.h"
 #include "moetrim/statistics.h"
 
 namespace moetrim {
@@ -25,12 +25,6 @@ struct RunState {
   std::vector<std::int32_t> previous_ids = {};  ///< [T, K] of the last MoE layer; empty before the first
   int previous_layer = -1;
   std::vector<double> loss = {};             ///< [tasks] of the groups whose forward sweep is done; second order only
-};
-
-/// How a run is cut, which a run that goes on keeps.
-struct RunCut {
-  std::int64_t group_tokens = 0;  ///< of a token group, at most
-  BoundaryPlan boundaries = {};   ///< step 0 without second order
 };
 
 class PartialRun {

@@ -2,6 +2,8 @@
 
 #include "calibrate/token_groups.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
@@ -50,6 +52,23 @@ void append(TokenGroup& group, const Source& source, Count count) {
 }
 
 }  // namespace
+
+std::int64_t predicted_tokens(const Task& task, Count count) {
+  std::int64_t tokens = 0;
+  for (const Demonstration& demonstration : task.demonstrations) {
+    const auto counted = counted_range(demonstration, count);
+    tokens += std::max<std::int64_t>(0, counted.second - std::max<std::int64_t>(counted.first, 1));
+  }
+  return tokens;
+}
+
+std::int64_t longest_demonstration(const std::vector<Task>& tasks) {
+  std::size_t longest = 0;
+  for (const Task& task : tasks) {
+    for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
+  }
+  return static_cast<std::int64_t>(longest);
+}
 
 std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan) {
   const auto sources = all_demonstrations(tasks, plan);

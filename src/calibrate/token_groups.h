@@ -23,6 +23,11 @@ struct TokenGroup {
   std::vector<MeasuredSequence> sequences;
 };
 
+/// Counted tokens that have a predecessor in their demonstration.
+std::int64_t predicted_tokens(const Task& task, Count count);
+/// Tokens of the longest demonstration.
+std::int64_t longest_demonstration(const std::vector<Task>& tasks);
+
 /// @throws OutOfResources naming the demonstration that does not fit alone.
 std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan);
 

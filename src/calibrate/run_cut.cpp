@@ -1,0 +1,77 @@
+// How a calibration's tokens are cut into groups, and what the run will take.
+
+#include "calibrate/run_cut.h"
+
+#include <algorithm>
+
+#include "calibrate/request.h"
+#include "calibrate/token_groups.h"
+#include "moetrim/machine.h"
+
+namespace moetrim {
+
+MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
+  const std::uint64_t forward = forward_token_bytes(model, options);
+  if (!options.second_order) return plan_memory(model, options, forward);
+  const Precision precision = calibration_forward(model, options).precision;
+  // While a segment runs again, the gradient waits beside its hidden states.
+  const std::uint64_t gradient = static_cast<std::uint64_t>(model.hidden) * (precision == Precision::fp64 ? 8 : 4);
+  const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
+  const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
+  return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
+                     threads * Backward::tape_bytes(model, precision, longest_demonstration(tasks)) + 2 * sums);
+}
+
+RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
+              const std::filesystem::path& output) {
+  RunCut cut{.group_tokens = calibration_memory(model, tasks, options).group_tokens};
+  if (!options.second_order) return cut;
+  std::int64_t tokens = 0;
+  for (const Task& task : tasks) {
+    for (const Demonstration& demonstration : task.demonstrations) tokens += static_cast<std::int64_t>(demonstration.ids.size());
+  }
+  cut.boundaries = plan_boundaries(model, options, output, std::min(cut.group_tokens, tokens), longest_demonstration(tasks));
+  cut.group_tokens = std::min(cut.group_tokens, cut.boundaries.group_tokens);
+  return cut;
+}
+
+CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
+                                       const std::filesystem::path& output) {
+  check_request(model, tasks, options);
+  MemoryPlan plan = calibration_memory(model, tasks, options);
+  const RunCut cut = cut_run(model, tasks, options, output);
+  plan.group_tokens = cut.group_tokens;
+  const auto groups = make_groups(tasks, options, plan);
+  CalibrateEstimate estimate;
+  std::int64_t largest = 0;
+  for (const TokenGroup& group : groups) {
+    const auto tokens = static_cast<std::int64_t>(group.batch.ids.size());
+    estimate.tokens += tokens;
+    largest = std::max(largest, tokens);
+  }
+  estimate.groups = static_cast<int>(groups.size());
+  estimate.peak_memory_bytes = plan.fixed_bytes + plan.token_bytes * static_cast<std::uint64_t>(largest);
+  // The reverse sweep reads the layers again, and once more where boundaries are missing.
+  const std::uint64_t reads = !options.second_order ? 1 : cut.boundaries.step > 1 ? 3 : 2;
+  estimate.read_bytes = model.checkpoint->total_bytes() * groups.size() * reads;
+  const auto experts = static_cast<std::uint64_t>(model.experts);
+  const std::uint64_t layer_bytes = tasks.size() * 8 * (kStatCount * kSlices * experts + 2 * experts * experts);
+  const std::uint64_t state_bytes = static_cast<std::uint64_t>(largest) * static_cast<std::uint64_t>(model.hidden) * 4;
+  const auto traced = static_cast<std::uint64_t>(std::min(options.trace_tokens, largest));
+  const std::uint64_t trace_bytes = traced * (experts * 4 + static_cast<std::uint64_t>(model.experts_per_token) * 16 + 8);
+  estimate.disk_bytes = model.moe_layers(options.mtp).size() * (2 * layer_bytes + trace_bytes) + 2 * state_bytes;
+  if (options.second_order) {
+    estimate.boundary_step = cut.boundaries.step;
+    estimate.boundary_bytes = cut.boundaries.token_bytes * static_cast<std::uint64_t>(largest);
+    const auto atoms = experts * static_cast<std::uint64_t>(model.expert_width);
+    estimate.disk_bytes += estimate.boundary_bytes + 2 * model.moe_layers().size() * (3 * tasks.size() + 2) * atoms * 8;
+  }
+  const double active = 2.0 * static_cast<double>(model.hidden) *
+                        (static_cast<double>(model.heads + model.key_value_heads) * 2 * static_cast<double>(model.head_dim) +
+                         3.0 * static_cast<double>(model.experts_per_token * model.expert_width + model.shared_width));
+  const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
+  estimate.operations = sweeps * active * static_cast<double>(estimate.tokens) * static_cast<double>(model.layers);
+  return estimate;
+}
+
+}  // namespace moetrim
