@@ -151,7 +151,7 @@ std::optional<int> uniform_width(const Plan& plan, int width_before);
 /// What a plan must not exceed, and how it may choose. Of several limits the tightest wins.
 struct PlanRequest {
   KeepBudget keep = {};                   ///< experts of every layer; empty: all, or what the other limits allow
-  std::vector<std::string> protect = {};  ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
+  std::vector<std::string> protect = {}; ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
   bool regroup = false;              ///< ignore the router's groups, and make one of them
   bool correct_drift = false;        ///< let the new checkpoint undo the growth of kept gates
   std::optional<std::uint64_t> budget_bytes = {};  ///< of the new checkpoint's tensors

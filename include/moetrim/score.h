@@ -55,7 +55,7 @@ struct ScoringMethod {
   ScoreFn score = nullptr;                    ///< exactly one of the two is set
   SecondOrderScoreFn second_order = nullptr;  ///< set: calibration must have recorded second-order statistics
   Grain grain = Grain::expert;
-  std::string_view expert_method = {};  ///< of atoms: the method that chooses whole experts in the same sense; empty: none does
+  std::string_view expert_method = {};  ///< of atoms: the method that chooses whole experts in the same sense, if any
   bool by_library = false;              ///< `official` depends on ScoreOptions::library, and is for one task alone
 };
 
@@ -91,8 +91,8 @@ Scores score(const Statistics& statistics, const ScoringMethod& method, const Sc
 /// Scores file: safetensors with `layers` [layers] I64 and `scores` [layers, experts] F64, or for atomic experts
 /// `scores.LAYER` [experts, width] F64 for every absolute layer id; metadata names the method.
 void write_scores(const std::filesystem::path& file, const Scores& scores);
-/// `{"method", "variant", "layers": [{"layer": absolute id, "scores": […]}], …}`; of atomic experts with `"grain": "atom"`
-/// and per layer one list per expert.
+/// `{"method", "variant", "layers": [{"layer": absolute id, "scores": […]}], …}`; of atomic experts with `"grain": "atom"` and
+/// per layer one list per expert.
 nlohmann::ordered_json scores_to_json(const Scores& scores);
 
 }  // namespace moetrim

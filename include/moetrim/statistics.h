@@ -80,10 +80,10 @@ class LayerStatistics {
 };
 
 /// What the reverse sweep measured in one MoE layer, per atomic expert (column k of down_proj with rows k of gate_proj and
-/// up_proj) and per expert. Over all tokens that ran, counted or not: the loss of a counted token depends on the ones before it.
+/// up_proj) and per expert. Over all tokens that ran, counted or not: the loss of a counted token depends on those before it.
 ///
-/// The loss is the SUM of the next-token cross entropy over a task's predicted tokens; TaskFacts::predicted_tokens makes a mean
-/// of it. x: an atom's value, the input of down_proj; c: d loss / d x with the gate weight in it, summed over the output.
+/// The loss is the SUM of the next-token cross entropy over a task's predicted tokens; TaskFacts::predicted_tokens makes it a
+/// mean. x: an atom's value, the input of down_proj; c: d loss / d x with the gate weight in it, summed over the output.
 /// Source: HEAPr; its score (mean x^2) wT (mean g gT) w is A B / n^2 exactly, g the gradient at the expert's output.
 struct AtomStatistics {
   int layer = 0;     ///< absolute layer id
@@ -96,7 +96,7 @@ struct AtomStatistics {
   std::vector<double> joint;            ///< J [tasks, experts, width] sum of x^2 c^2
   std::vector<double> taylor;           ///< [tasks, kSlices, experts] sum of gT o, o the gated output, g = d loss / d o
   std::vector<double> fisher;           ///< [tasks, kSlices, experts] sum of (gT o)^2
-  std::vector<double> down_squares;     ///< [experts, width] squared length of the atom's column of down_proj; not a sum over tokens
+  std::vector<double> down_squares;     ///< [experts, width] squared length of the atom's column of down_proj, not measured
   std::vector<double> gate_up_squares;  ///< [experts, width] of its rows of gate_proj and up_proj together
 
   AtomStatistics() = default;

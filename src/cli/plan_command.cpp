@@ -18,16 +18,17 @@ void PlanFlags::add(CLI::App& command) {
   score.add(command);
   command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)");
   command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
-  command.add_option("--keep-atoms", keep_atoms, "Atomic experts that stay of all in the kept experts: a share (0.75, 75%) or a number");
+  command.add_option("--keep-atoms", keep_atoms,
+                     "Atomic experts that stay of all in the kept experts: a share (0.75, 75%) or a number");
   command.add_option("--budget-flops", budget_flops,
                      "Share of the routed experts' multiply-adds per token that may stay (0.75, 75%)");
   command.add_option("--scope", scope,
-                     "Where atomic experts compete: global, layer (as many in each) or expert (a uniform width); default: global");
+                     "Where atomic experts compete: global, layer (as many in each), expert (a uniform width); default: global");
   command.add_option("--align", align, "Widths become multiples of this, for example 64; default: 1");
   command.add_option("--atom-blocks", atom_blocks,
                      "Atomic experts go and stay in blocks of this many neighbours, for block-quantised weights; default: 1");
   command.add_option("--expert-method", expert_method,
-                     "With a method over atomic experts: what chooses the experts that --keep keeps; default: the one that belongs to it");
+                     "With a method over atomic experts: what chooses the experts that --keep keeps; default: the method's own");
   command.add_option("--protect", protect, "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
       ->allow_extra_args(false);
   command.add_flag("--regroup", regroup, "Give up the router's groups of experts: the best of a layer stay, wherever they are");
@@ -67,7 +68,9 @@ const ScoringMethod* PlanFlags::choosing_method() const {
                          : std::string("--expert-method chooses the experts that --keep keeps; add --keep, or leave it out"));
   }
   const std::string_view name = expert_method.empty() ? method.expert_method : expert_method;
-  if (name.empty()) throw UsageError(fmt::format("--keep with {}: say with --expert-method what chooses the experts", method.name));
+  if (name.empty()) {
+    throw UsageError(fmt::format("--keep with {}: say with --expert-method what chooses the experts", method.name));
+  }
   const ScoringMethod& chosen = find_scoring_method(name);
   if (chosen.grain == Grain::atom) throw UsageError(fmt::format("--expert-method {}: it scores atomic experts", name));
   return &chosen;
@@ -129,11 +132,12 @@ std::vector<int> widths_of(const PlanLayer& layer) {
 }
 
 double mean(const std::vector<int>& widths) {
-  return static_cast<double>(std::accumulate(widths.begin(), widths.end(), std::int64_t{0})) / static_cast<double>(widths.size());
+  return std::accumulate(widths.begin(), widths.end(), 0.0) / static_cast<double>(widths.size());
 }
 
 std::string describe_widths(const Plan& plan) {
-  if (const auto width = uniform_width(plan, plan.width)) return fmt::format("every expert {} wide, of {}\n", *width, plan.width);
+  const auto uniform = uniform_width(plan, plan.width);
+  if (uniform) return fmt::format("every expert {} wide, of {}\n", *uniform, plan.width);
   std::vector<int> all;
   for (const PlanLayer& layer : plan.layers) {
     const auto widths = widths_of(layer);
@@ -142,9 +146,9 @@ std::string describe_widths(const Plan& plan) {
   std::sort(all.begin(), all.end());
   const auto by_mean = [](const PlanLayer& a, const PlanLayer& b) { return mean(widths_of(a)) < mean(widths_of(b)); };
   const auto [narrow, wide] = std::minmax_element(plan.layers.begin(), plan.layers.end(), by_mean);
-  std::string text = fmt::format("widths {} to {} of {}, median {}; on average {:.1f} (layer {}) to {:.1f} (layer {})\n", all.front(),
-                                 all.back(), plan.width, all[all.size() / 2], mean(widths_of(*narrow)), narrow->layer,
-                                 mean(widths_of(*wide)), wide->layer);
+  std::string text = fmt::format("widths {} to {} of {}, median {}; on average {:.1f} (layer {}) to {:.1f} (layer {})\n",
+                                 all.front(), all.back(), plan.width, all[all.size() / 2], mean(widths_of(*narrow)),
+                                 narrow->layer, mean(widths_of(*wide)), wide->layer);
   const auto empty = std::upper_bound(all.begin(), all.end(), 0) - all.begin();
   if (empty > 0) text += fmt::format("{} experts keep their router row and no atomic expert\n", empty);
   return text;
@@ -162,8 +166,8 @@ std::string describe_expected(const Plan& plan) {
   const auto expected = plan.source.value("expected", nlohmann::ordered_json::object());
   std::string text;
   if (expected.contains("bytes")) {
-    text += "about " + human_bytes(static_cast<std::uint64_t>(std::max<std::int64_t>(0, expected["bytes"].get<std::int64_t>()))) +
-            " of tensors";
+    const auto bytes = std::max<std::int64_t>(0, expected["bytes"].get<std::int64_t>());
+    text += "about " + human_bytes(static_cast<std::uint64_t>(bytes)) + " of tensors";
   }
   if (expected.contains("flops")) {
     text += fmt::format("{}{:.2f}% of the routed experts' multiply-adds per token", text.empty() ? "" : ", ",
@@ -190,8 +194,8 @@ std::string describe_unseen(const Plan& plan) {
 std::string describe_plan(const Plan& plan) {
   // All experts stay where only atomic experts were asked for: no method chose them.
   const std::string by = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
-  std::string text = fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts, plan.layers.size(),
-                                 by.empty() ? "" : " by " + by);
+  std::string text = fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts,
+                                 plan.layers.size(), by.empty() ? "" : " by " + by);
   text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   return text + describe_unseen(plan);

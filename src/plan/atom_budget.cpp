@@ -16,7 +16,8 @@ constexpr std::array kScopes{AtomScope::global, AtomScope::layer, AtomScope::exp
 constexpr std::size_t kMostDigits = 9;
 
 [[noreturn]] void refuse_share(std::string_view text, std::string_view what) {
-  throw UsageError(fmt::format("{} {}: expected a share above 0 and at most 1 (0.75, 75%), with at most {} digits behind the point",
+  throw UsageError(fmt::format("{} {}: expected a share above 0 and at most 1 (0.75, 75%), with at most {} digits behind the "
+                               "point",
                                what, in_quotes(text), kMostDigits));
 }
 
@@ -34,9 +35,11 @@ Share Share::parse(std::string_view text, std::string_view what) {
   const bool percent = text.ends_with('%');
   const std::string_view decimal = text.substr(0, text.size() - (percent ? 1 : 0));
   const std::size_t point = std::min(decimal.find('.'), decimal.size());
-  const std::string digits = std::string(decimal.substr(0, point)) + std::string(decimal.substr(std::min(point + 1, decimal.size())));
-  const std::size_t behind = decimal.size() - std::min(point + 1, decimal.size()) + (percent ? 2 : 0);
-  if (digits.empty() || !all_digits(digits) || behind > kMostDigits || digits.size() > 2 * kMostDigits) refuse_share(text, what);
+  const std::string_view fraction = decimal.substr(std::min(point + 1, decimal.size()));
+  const std::string digits = std::string(decimal.substr(0, point)) + std::string(fraction);
+  const std::size_t behind = fraction.size() + (percent ? 2 : 0);
+  const bool fits = !digits.empty() && digits.size() <= 2 * kMostDigits && behind <= kMostDigits;
+  if (!fits || !all_digits(digits)) refuse_share(text, what);
   Share share{.part = number(digits), .whole = 1};
   for (std::size_t i = 0; i < behind; ++i) share.whole *= 10;
   if (share.part < 1 || share.part > share.whole) refuse_share(text, what);

@@ -14,8 +14,8 @@ constexpr double kBeforeAll = std::numeric_limits<double>::infinity();  // no su
 }  // namespace
 
 AtomRanking::AtomRanking(std::vector<RankedExpert> experts, std::size_t pool_size, int block, int step)
-    : experts_(std::move(experts)), pool_size_(pool_size), width_(static_cast<int>(experts_.front().scores.size())), block_(block),
-      step_(step), steps_(width_ / step_ + (width_ % step_ != 0 ? 1 : 0)) {
+    : experts_(std::move(experts)), pool_size_(pool_size), width_(static_cast<int>(experts_.front().scores.size())),
+      block_(block), step_(step), steps_(width_ / step_ + (width_ % step_ != 0 ? 1 : 0)) {
   ranked_.reserve(experts_.size() * static_cast<std::size_t>(steps_));
   for (std::size_t e = 0; e < experts_.size(); ++e) add_steps(e);
   const auto pool = static_cast<std::ptrdiff_t>(pool_size_) * steps_;
@@ -52,8 +52,9 @@ void AtomRanking::add_steps(std::size_t expert) {
   double before = kMost;
   for (int number = 0; number < steps_; ++number) {
     const std::size_t begin = static_cast<std::size_t>(number) * blocks;
+    const std::size_t end = std::min(begin + blocks, order.size());
     double sum = 0;
-    for (std::size_t i = begin; i < std::min(begin + blocks, order.size()); ++i) sum += sums[static_cast<std::size_t>(order[i])];
+    for (std::size_t i = begin; i < end; ++i) sum += sums[static_cast<std::size_t>(order[i])];
     before = std::min(sum, before);
     ranked_.push_back({experts_[expert].whole ? kBeforeAll : before, static_cast<std::int64_t>(expert) * steps_ + number});
   }

@@ -9,13 +9,13 @@ namespace {
 
 void check_expert_limits(const PlanRequest& request, std::string_view method) {
   if (!request.keep_atoms.empty() || request.scope != AtomScope::global || request.align != 1 || request.atom_blocks != 1) {
-    throw UsageError(fmt::format("{} scores whole experts; keep-atoms, scope, align and atom-blocks are for methods over atomic "
-                                 "experts, such as heapr",
+    throw UsageError(fmt::format("{} scores whole experts; keep-atoms, scope, align and atom-blocks are for methods over "
+                                 "atomic experts, such as heapr",
                                  method));
   }
   if (request.budget_flops) {
-    throw UsageError(fmt::format("budget-flops: {} drops whole experts, and a token still uses as many of those that stay; use a "
-                                 "method over atomic experts, such as heapr",
+    throw UsageError(fmt::format("budget-flops: {} drops whole experts, and a token still uses as many of those that stay; use "
+                                 "a method over atomic experts, such as heapr",
                                  method));
   }
   if (request.keep.empty() && !request.budget_bytes) {
@@ -29,11 +29,11 @@ void check_atom_limits(const PlanRequest& request, std::string_view method, bool
                                  "--budget-bytes or --budget-flops",
                                  method));
   }
-  if (request.align < 1 || request.atom_blocks < 1) {
-    throw UsageError(fmt::format("align {} and atom-blocks {}: expected numbers from 1", request.align, request.atom_blocks));
-  }
-  if (request.align % request.atom_blocks != 0 && request.atom_blocks % request.align != 0) {
-    throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", request.align, request.atom_blocks));
+  const int align = request.align;
+  const int blocks = request.atom_blocks;
+  if (align < 1 || blocks < 1) throw UsageError(fmt::format("align {} and atom-blocks {}: expected numbers from 1", align, blocks));
+  if (align % blocks != 0 && blocks % align != 0) {
+    throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", align, blocks));
   }
   if (request.keep.empty() == experts) {
     throw UsageError(fmt::format("{} scores atomic experts; scores of experts are needed with keep, and only then", method));

@@ -72,7 +72,8 @@ class AtomLimits {
     if (!request_.budget_bytes) return asked;
     const auto fits = [&](std::int64_t atoms) { return bytes_fit(bytes(atoms), *request_.budget_bytes); };
     if (!fits(least())) {
-      refuse(fmt::format("budget-bytes {} is below the {} of the smallest checkpoint", *request_.budget_bytes, bytes(least())));
+      refuse(fmt::format("budget-bytes {} is below the {} of the smallest checkpoint", *request_.budget_bytes,
+                         bytes(least())));
     }
     return largest(least(), asked, fits);
   }
@@ -96,13 +97,14 @@ class AtomLimits {
   /// @param problem  what falls short of the least.
   [[noreturn]] void refuse(const std::string& problem) const {
     if (request_.scope == AtomScope::expert && protects_) {
-      throw InvalidInput(fmt::format("{}: a protected expert keeps all its {}, and --scope expert gives every expert as many; use "
-                                     "--scope layer or global",
+      throw InvalidInput(fmt::format("{}: a protected expert keeps all its {}, and --scope expert gives every expert as many; "
+                                     "use --scope layer or global",
                                      problem, manifest_.expert_width));
     }
     std::string reason = protects_ ? "for the protected experts" : "";
     if (request_.scope != AtomScope::global) {
-      reason += fmt::format("{}{} in every {}", reason.empty() ? "" : ": ", ranking_.least(), atom_scope_name(request_.scope));
+      reason += fmt::format("{}{} in every {}", reason.empty() ? "" : ": ", ranking_.least(),
+                            atom_scope_name(request_.scope));
     }
     throw InvalidInput(fmt::format("{}; at least {} of {} must stay{}", problem, least(), total(),
                                    reason.empty() ? "" : " (" + reason + ")"));
@@ -125,14 +127,19 @@ std::string rounding_rule(const PlanRequest& request, int step) {
   return rule;
 }
 
-void write_source(const PlanRequest& request, const AtomLimits& limits, const std::vector<int>& widths, int step, bool with_bytes,
-                  nlohmann::ordered_json& source) {
+void write_source(const PlanRequest& request, const AtomLimits& limits, const std::vector<int>& widths, int step,
+                  bool with_bytes, nlohmann::ordered_json& source) {
   const std::int64_t kept = std::accumulate(widths.begin(), widths.end(), std::int64_t{0});
   nlohmann::ordered_json rounding;
   if (request.keep_atoms.share) rounding["share"] = request.keep_atoms.share->value();
-  rounding.update({{"of", limits.total()}, {"most", limits.most_atoms()}, {"kept", kept}, {"rule", rounding_rule(request, step)}});
+  rounding["of"] = limits.total();
+  rounding["most"] = limits.most_atoms();
+  rounding["kept"] = kept;
+  rounding["rule"] = rounding_rule(request, step);
   source["rounding"]["atoms"] = std::move(rounding);
-  source["atoms"] = {{"scope", atom_scope_name(request.scope)}, {"align", request.align}, {"atom_blocks", request.atom_blocks}};
+  source["atoms"] = {{"scope", atom_scope_name(request.scope)},
+                     {"align", request.align},
+                     {"atom_blocks", request.atom_blocks}};
   if (request.budget_flops) source["budget_flops"] = request.budget_flops->value();
   if (with_bytes) source["expected"]["bytes"] = limits.bytes(kept);
   source["expected"]["flops"] = limits.flops(widths);
@@ -149,7 +156,9 @@ void choose_atoms(const StatisticsManifest& manifest, const Scores& scores, cons
   plan.width = scores.width;
   std::size_t expert = 0;
   for (PlanLayer& layer : plan.layers) {
-    for (std::size_t i = 0; i < layer.keep.size(); ++i, ++expert) layer.atoms.push_back(ranking.ranges(expert, widths[expert]));
+    for (std::size_t i = 0; i < layer.keep.size(); ++i, ++expert) {
+      layer.atoms.push_back(ranking.ranges(expert, widths[expert]));
+    }
   }
   write_source(request, limits, widths, step, has_sizes(manifest), plan.source);
 }

@@ -37,7 +37,8 @@ std::vector<double> convergence(const Statistics& statistics, const ScoringMetho
                                 const KeepBudget& budget,
                                 const std::vector<std::pair<std::string, double>>& task_weights, bool regroup) {
   if (method.second_order) {
-    throw InvalidInput(fmt::format("convergence: {} needs second-order statistics, which are not kept per slice", method.name));
+    throw InvalidInput(
+        fmt::format("convergence: {} needs second-order statistics, which are not kept per slice", method.name));
   }
   const RouterLimits limits = router_limits(statistics.manifest);
   const int keep = legal_keep(limits, budget, regroup);

@@ -20,8 +20,8 @@ bool bytes_fit(std::int64_t bytes, std::uint64_t budget);
 /// Multiply-adds of the routed experts on the measured tokens.
 class ExpertFlops {
  public:
-  /// @param routed  [layers][experts] tokens; where none was routed in a layer, or to the kept experts, these are taken to be
-  ///                used alike
+  /// @param routed  [layers][experts] tokens; where none was routed in all, or to the kept experts of a layer, they are taken
+  ///                to be used alike
   ExpertFlops(const std::vector<PlanLayer>& layers, const std::vector<std::vector<double>>& routed, int width);
   /// As a share of those of the whole model.
   /// @param widths  of every kept expert, layer by layer.

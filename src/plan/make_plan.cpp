@@ -128,8 +128,9 @@ int choose_keep(const StatisticsManifest& manifest, const PlanRequest& request, 
   };
   while (keep > least && !bytes_fit(bytes(keep), *request.budget_bytes)) keep -= counts.step;
   if (bytes_fit(bytes(keep), *request.budget_bytes)) return keep;
-  throw InvalidInput(fmt::format("budget-bytes {}: the least possible is {}, with {} experts in every layer", *request.budget_bytes,
-                                 bytes(keep), keep));
+  throw InvalidInput(fmt::format("budget-bytes {} is below the {} of the smallest checkpoint; at least {} experts must stay in "
+                                 "every layer",
+                                 *request.budget_bytes, bytes(keep), keep));
 }
 
 nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {

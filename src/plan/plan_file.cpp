@@ -41,7 +41,8 @@ void read_kept_mass(JsonFields& fields, const Plan& plan, PlanLayer& layer) {
   if (*layer.kept_mass == 0) fields.fail("kept_mass", "expected a share above 0, got 0");
 }
 
-[[noreturn]] void fail_range(const JsonFields& fields, const std::string& where, const std::string& expected, const Json& got) {
+[[noreturn]] void fail_range(const JsonFields& fields, const std::string& where, const std::string& expected,
+                             const Json& got) {
   fields.fail(where, fmt::format("expected {}, got {}", expected, got.is_structured() ? got.type_name() : got.dump()));
 }
 
@@ -246,7 +247,9 @@ nlohmann::ordered_json plan_to_json(const Plan& plan) {
   if (plan.regroup) json["regroup"] = true;
   if (plan.correct_drift) json["correct_drift"] = true;
   json["layers"] = nlohmann::ordered_json::array();
-  for (const auto& layer : plan.layers) json["layers"].push_back(layer_to_json(layer, plan.width > 0 || !layer.atoms.empty()));
+  for (const auto& layer : plan.layers) {
+    json["layers"].push_back(layer_to_json(layer, plan.width > 0 || !layer.atoms.empty()));
+  }
   json["protect"] = nlohmann::ordered_json::array();
   for (const auto& expert : plan.protect) {
     json["protect"].push_back({{"layer", expert.layer}, {"expert", expert.expert}, {"why", expert.why}});

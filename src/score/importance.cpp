@@ -33,7 +33,8 @@ std::vector<double> atom_importance(Importance importance, const StatisticsManif
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const double n = atoms.tokens[size(task) * size(atoms.experts) + i / size(atoms.width)];
     if (n == 0) continue;
-    scores[i] = raw_importance(importance, atoms.activation[begin + i], atoms.gradient[begin + i], atoms.joint[begin + i], n) /
+    const std::size_t place = begin + i;
+    scores[i] = raw_importance(importance, atoms.activation[place], atoms.gradient[place], atoms.joint[place], n) /
                 (predicted * predicted);
   }
   return scores;

@@ -50,7 +50,8 @@ double magnitude(const std::vector<double>& scores) {
 /// Zeros stay zeros.
 void divide(std::vector<double>& scores, double sum, const ScoringMethod& method) {
   if (!std::isfinite(sum)) {
-    throw InvalidInput(fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method.name, sum));
+    throw InvalidInput(
+        fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method.name, sum));
   }
   if (sum == 0) return;
   for (double& value : scores) value /= sum;
@@ -68,8 +69,8 @@ void check_finite(const std::vector<double>& scores, const ScoringMethod& method
     if (std::isfinite(scores[i])) continue;
     const auto of_expert = static_cast<std::size_t>(std::max(width, 1));
     const std::string atom = width > 0 ? fmt::format(", atomic expert {}", i % of_expert) : "";
-    throw InvalidInput(fmt::format("layer {}, expert {}{}: the {} score is {}; the statistics hold values too large to add", layer,
-                                   i / of_expert, atom, method.name, scores[i]));
+    throw InvalidInput(fmt::format("layer {}, expert {}{}: the {} score is {}; the statistics hold values too large to add",
+                                   layer, i / of_expert, atom, method.name, scores[i]));
   }
 }
 
@@ -102,8 +103,8 @@ LayerScores score_tasks(const Statistics& statistics, const ScoringMethod& metho
 void check_library(const ScoringMethod& method, const ScoreOptions& options, std::size_t tasks) {
   const bool known = method.by_library && options.variant == Variant::official;
   if (known && tasks > 1) {
-    throw UsageError(fmt::format("{} --variant official: the published code scores one set of demonstrations, these are {} tasks; "
-                                 "choose one with --task",
+    throw UsageError(fmt::format("{} --variant official: the published code scores one set of demonstrations, these are {} "
+                                 "tasks; choose one with --task",
                                  method.name, tasks));
   }
   if (options.library.empty()) return;
@@ -140,7 +141,8 @@ Scores score(const Statistics& statistics, const ScoringMethod& method, const Sc
   const auto tasks = tasks_to_score(statistics, task_weights);
   check_library(method, options, tasks.size());
   if (method.second_order && statistics.atoms.empty()) {
-    throw InvalidInput(fmt::format("{} needs second-order statistics; calibrate with --statistics second-order", method.name));
+    throw InvalidInput(
+        fmt::format("{} needs second-order statistics; calibrate with --statistics second-order", method.name));
   }
   Scores scores;
   scores.method = method.name;

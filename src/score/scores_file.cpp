@@ -15,7 +15,9 @@ namespace {
 
 Json by_expert(const std::vector<double>& scores, int width) {
   Json experts = Json::array();
-  for (auto begin = scores.begin(); begin != scores.end(); begin += width) experts.push_back(std::vector<double>(begin, begin + width));
+  for (auto begin = scores.begin(); begin != scores.end(); begin += width) {
+    experts.push_back(std::vector<double>(begin, begin + width));
+  }
   return experts;
 }
 

@@ -24,8 +24,8 @@ void add_block(std::vector<double>& to, int task, const std::vector<double>& fro
 AtomStatistics::AtomStatistics(int layer_id, int task_count, int expert_count, int expert_width)
     : layer(layer_id), tasks(task_count), experts(expert_count), width(expert_width) {
   if (layer < 0 || tasks < 1 || experts < 1 || width < 1) {
-    throw InvalidInput(fmt::format("second-order statistics of layer {} need at least one task, expert and atomic expert, got "
-                                   "{}, {} and {}",
+    throw InvalidInput(fmt::format("second-order statistics of layer {} need at least one task, expert and atomic expert, "
+                                   "got {}, {} and {}",
                                    layer, tasks, experts, width));
   }
   const std::size_t atoms = size(experts) * size(width);
@@ -40,8 +40,7 @@ AtomStatistics::AtomStatistics(int layer_id, int task_count, int expert_count, i
 
 void AtomStatistics::add_task(int task, const AtomStatistics& other, int other_task) {
   if (layer != other.layer || experts != other.experts || width != other.width) {
-    throw InvalidInput(fmt::format("cannot add second-order statistics of layer {} ({} experts of {}) to layer {} ({} experts "
-                                   "of {})",
+    throw InvalidInput(fmt::format("cannot add second-order statistics of layer {} ({} experts of {}) to layer {} ({} of {})",
                                    other.layer, other.experts, other.width, layer, experts, width));
   }
   if (down_squares != other.down_squares || gate_up_squares != other.gate_up_squares) {

@@ -44,8 +44,8 @@ void check_atoms(const StatisticsManifest& manifest, std::size_t index, const At
   for (std::size_t i = 0; i < atoms.tokens.size(); ++i) {
     const auto& facts = manifest.tasks[i / static_cast<std::size_t>(atoms.experts)];
     if (atoms.tokens[i] <= static_cast<double>(facts.tokens)) continue;
-    throw InvalidInput(fmt::format("{}: tensor tokens, element {}: {} tokens were routed to an expert, of {} of task {} in the "
-                                   "manifest",
+    throw InvalidInput(fmt::format("{}: tensor tokens, element {}: {} tokens were routed to an expert, of {} of task {} in "
+                                   "the manifest",
                                    where, i, atoms.tokens[i], facts.tokens, facts.name));
   }
 }

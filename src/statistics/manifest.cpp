@@ -67,6 +67,14 @@ StatisticsManifest::Sizes sizes_from_json(JsonFields fields, int experts) {
   return sizes;
 }
 
+void read_sizes(JsonFields& fields, const std::filesystem::path& file, StatisticsManifest& manifest) {
+  if (!fields.has("sizes")) return;
+  manifest.sizes = sizes_from_json(JsonFields(fields.object("sizes"), file, "sizes"), manifest.experts);
+  const auto width = manifest.sizes.width;
+  if (manifest.expert_width == 0 || width == manifest.expert_width) return;
+  fields.fail("sizes.width", fmt::format("expected the {} of expert_width, got {}", manifest.expert_width, width));
+}
+
 std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, const std::filesystem::path& file,
                                                            bool second_order) {
   std::vector<StatisticsManifest::TaskFacts> tasks;
@@ -150,10 +158,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   manifest.dtype = fields.choice("dtype", {"fp32", "bf16", "fp64"});
   manifest.count = fields.choice("count", {"all", "prompt", "response"});
   if (fields.has("expert_width")) manifest.expert_width = fields.whole("expert_width", 1);
-  if (fields.has("sizes")) manifest.sizes = sizes_from_json(JsonFields(fields.object("sizes"), file, "sizes"), manifest.experts);
-  if (manifest.expert_width > 0 && manifest.sizes.width > 0 && manifest.sizes.width != manifest.expert_width) {
-    fields.fail("sizes.width", fmt::format("expected the {} of expert_width, got {}", manifest.expert_width, manifest.sizes.width));
-  }
+  read_sizes(fields, file, manifest);
   manifest.tasks = tasks_from_json(fields, file, manifest.expert_width > 0);
   manifest.settings = fields.object("settings");
   fields.finish();

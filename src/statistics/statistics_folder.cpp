@@ -41,8 +41,9 @@ void check_files(const fs::path& folder, const StatisticsManifest& manifest) {
   }
   for (const std::string& name : found) {
     if (expected.contains(name)) continue;
+    const char* what = name.starts_with("atoms-") ? "second-order statistics" : "layer";
     throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
-                                   (folder / name).string(), name.starts_with("atoms-") ? "second-order statistics" : "layer"));
+                                   (folder / name).string(), what));
   }
   for (const std::string& name : expected) {
     if (found.contains(name)) continue;

@@ -243,7 +243,7 @@ TEST_CASE("a budget of bytes takes the most atoms that fit", "[plan][atoms]") {
   CHECK(kept(within(9'990)) == 7);
   CHECK(kept(within(9'989)) == 6);
   CHECK(kept(within(9'930)) == 1);
-  CHECK_THAT(two.refusal(within(9'929)), Contains("InvalidInput") && Contains("9929") && Contains("9930") && Contains("1 of 8"));
+  CHECK_THAT(two.refusal(within(9'929)), Contains("InvalidInput") && Contains("9929") && Contains("9930"));
   CHECK(two.plan(within(9'989)).source["expected"]["bytes"] == 9'980);
   PlanRequest request = within(9'989);
   request.keep_atoms = AtomBudget::parse("0.5");
@@ -274,7 +274,7 @@ TEST_CASE("a budget of multiply-adds counts routed tokens times widths", "[plan]
   CHECK(widths(two.plan(within("1.0"))) == Ids{2, 2, 2, 2});
   CHECK(two.plan(within("37.5%")).source["expected"]["flops"] == testing::Approx(0.375));
   CHECK(two.plan(share("7")).source["expected"]["flops"] == testing::Approx(13. / 16));
-  CHECK_THAT(two.refusal(within("0.18")), Contains("InvalidInput") && Contains("0.1875") && Contains("1 of 8"));
+  CHECK_THAT(two.refusal(within("0.18")), Contains("InvalidInput") && Contains("0.1875"));
   CHECK(widths(two.plan(within("0.4", AtomScope::layer))) == Ids{1, 0, 1, 0});  // two a layer are 4/16 + 4/16
   CHECK(widths(two.plan(within("0.5", AtomScope::layer))) == Ids{1, 1, 2, 0});
   CHECK(widths(two.plan(within("0.5", AtomScope::expert))) == Ids{1, 1, 1, 1});

@@ -1,4 +1,4 @@
-// Builders of small second-order statistics for tests: from routed tokens written out by hand, the worked example, or random.
+// Builders of small second-order statistics for tests: from routed tokens by hand, the worked example, or random.
 #pragma once
 
 #include <array>
@@ -9,8 +9,8 @@
 
 namespace moetrim::given {
 
-inline constexpr std::array kAtomFields{&AtomStatistics::tokens,       &AtomStatistics::activation,   &AtomStatistics::gradient,
-                                        &AtomStatistics::joint,        &AtomStatistics::taylor,       &AtomStatistics::fisher,
+inline constexpr std::array kAtomFields{&AtomStatistics::tokens,   &AtomStatistics::activation,   &AtomStatistics::gradient,
+                                        &AtomStatistics::joint,    &AtomStatistics::taylor,       &AtomStatistics::fisher,
                                         &AtomStatistics::down_squares, &AtomStatistics::gate_up_squares};
 
 /// A token at one expert: the atoms' values x and their gradients c, gate weight included.
@@ -75,7 +75,8 @@ inline AtomStatistics random_atoms(int id, int tasks, int experts, int width, un
   const auto uniform = [&] { return static_cast<double>(bits() >> 11U) * 0x1p-53; };
   std::vector<RoutedToken> tokens;
   for (int t = 0; t < 5 * experts * tasks; ++t) {
-    RoutedToken token{.expert = static_cast<int>(bits() % static_cast<unsigned>(experts)), .task = t % tasks, .slice = t % kSlices};
+    const int expert = static_cast<int>(bits() % static_cast<unsigned>(experts));
+    RoutedToken token{.expert = expert, .task = t % tasks, .slice = t % kSlices};
     for (int k = 0; k < width; ++k) {
       token.x.push_back(2 * uniform() - 1);
       token.c.push_back(2 * uniform() - 1);
@@ -93,7 +94,9 @@ inline Statistics random_second_order(int layers, int experts, int width, int ta
   Statistics statistics = random_statistics(layers, experts, 2, tasks, seed);
   for (auto& task : statistics.manifest.tasks) task.tokens = 1000;  // more were run than counted
   std::vector<AtomStatistics> list;
-  for (int i = 0; i < layers; ++i) list.push_back(random_atoms(i, tasks, experts, width, seed + 100U * static_cast<unsigned>(i)));
+  for (int i = 0; i < layers; ++i) {
+    list.push_back(random_atoms(i, tasks, experts, width, seed + 100U * static_cast<unsigned>(i)));
+  }
   return with_atoms(std::move(statistics), std::move(list));
 }
 
@@ -111,12 +114,12 @@ inline std::vector<double> reordered(const std::vector<double>& source, const st
 /// Expert i of the result is expert order[i] of the source, which has one task.
 inline AtomStatistics reordered(const AtomStatistics& source, const std::vector<int>& order) {
   AtomStatistics result = source;
-  for (const auto member : {&AtomStatistics::tokens, &AtomStatistics::activation, &AtomStatistics::gradient, &AtomStatistics::joint,
-                            &AtomStatistics::down_squares, &AtomStatistics::gate_up_squares}) {
-    result.*member = reordered(source.*member, order);
-  }
-  for (const auto member : {&AtomStatistics::taylor, &AtomStatistics::fisher}) {
-    (result.*member).clear();
+  for (const auto member : kAtomFields) {
+    if (member != &AtomStatistics::taylor && member != &AtomStatistics::fisher) {
+      result.*member = reordered(source.*member, order);
+      continue;
+    }
+    (result.*member).clear();  // slice by slice
     for (auto slice = (source.*member).begin(); slice != (source.*member).end(); slice += source.experts) {
       const auto part = reordered(std::vector<double>(slice, slice + source.experts), order);
       (result.*member).insert((result.*member).end(), part.begin(), part.end());

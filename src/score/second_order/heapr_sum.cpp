@@ -1,5 +1,6 @@
 // HEAPr's score times the number of routed tokens: what the loss of a whole task sees.
-// Source: this project, after HEAPr, arXiv:2509.22299, whose mean lets an expert used 50 times weigh as much as one used 50,000 times.
+// Source: this project, after HEAPr, arXiv:2509.22299, whose mean lets an expert used 50 times weigh as much as one used
+// 50,000 times.
 #include "score/importance.h"
 #include "score/methods.h"
 

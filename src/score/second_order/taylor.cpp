@@ -1,4 +1,4 @@
-// How much the loss changes without an expert, to first order: the sum of gT o, o the gated output, g the loss gradient there.
+// How much the loss changes without an expert, to first order: the sum of gT o, o the gated output, g the gradient there.
 // Source: first-order Taylor pruning (Molchanov et al., arXiv:1611.06440), for whole experts. Tokens that gain and tokens
 // that lose cancel in the sum, and only its magnitude counts.
 #include <cmath>
@@ -9,7 +9,8 @@
 namespace moetrim::methods {
 namespace {
 
-std::vector<double> change_of_loss(const StatisticsManifest& manifest, const AtomStatistics& atoms, int task, const ScoreOptions&) {
+std::vector<double> change_of_loss(const StatisticsManifest& manifest, const AtomStatistics& atoms, int task,
+                                   const ScoreOptions&) {
   std::vector<double> scores = divided_total(atoms, atoms.taylor, task, predicted_tokens(manifest, task));
   for (double& value : scores) value = std::abs(value);
   return scores;
