@@ -57,6 +57,7 @@ def poison(file, name):
 
 CALIBRATE = ["calibrate", "m", "--task", "t.jsonl", "-o", "x.stats"]
 PLAN = ["plan", "s.stats", "--method", "reap", "--keep", "4", "-o", "x.json"]
+SECOND = [*CALIBRATE, "--statistics", "second-order"]
 REWRITE = ["rewrite", "m", "--plan", "plan.json", "-o", "x"]
 
 # name: (what is broken, arguments, exit code, what the message must contain)
@@ -115,6 +116,13 @@ CASES = {
     "plan id out of range": (lambda f: edit_plan(f, lambda p: p["layers"][0]["keep"].__setitem__(-1, 99)), REWRITE, 3, ["plan.json", "99"]),
     "plan for another checkpoint": (lambda f: edit_plan(f, lambda p: p.update(checkpoint_fingerprint="0" * 32)), REWRITE, 3,
                                     ["fingerprint"]),
+    "disk for nothing": (None, [*CALIBRATE, "--max-disk", "1GB"], 2, ["--max-disk", "second-order"]),
+    "bad disk size": (None, [*SECOND, "--max-disk", "lots"], 2, ["lots"]),
+    "too little disk": (None, [*SECOND, "--max-disk", "1000"], 4, ["30 tokens", "--max-disk"]),
+    "nothing to differentiate": (lambda f: (f / "t.jsonl").write_text('{"input_ids": [5]}\n'), SECOND, 3, ["t.jsonl", "before it"]),
+    "no second order in the statistics": (None, ["score", "s.stats", "--method", "heapr"], 3, ["s.stats", "second-order"]),
+    "atoms of an expert method": (None, [*PLAN, "--keep-atoms", "0.5"], 2, ["keep-atoms", "reap"]),
+    "no limit": (None, ["plan", "s.stats", "--method", "reap", "-o", "x.json"], 2, ["--keep"]),
     "bad shard size": (None, [*REWRITE, "--shard-size", "0"], 2, ["0"]),
     "recipe missing": (None, ["run", "r.json"], 3, ["r.json"]),
     "recipe with unknown field": (lambda f: (f / "r.json").write_text('{"checkpoint": "m", "output": "o", "calibrate": '
