@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Peak memory of calibrating a DeepSeek-V3-shaped FP8 checkpoint under --max-memory, at N and at 2 N layers.
 
-Usage: deepseek_v3_memory.py MOETRIM FOLDER [--layers 6] [--memory 4GiB] [--tokens 16384] [--hard]
+Usage: deepseek_v3_memory.py MOETRIM FOLDER [--layers 6] [--memory 4GiB] [--tokens 16384]
+                             [--statistics default] [--hard]
 Makes the checkpoints in FOLDER one after the other and removes them. With --hard the run lies in a control group whose limit is
 the same figure (Linux, as root).
 """
@@ -43,7 +44,7 @@ def run(arguments, layers, folder):
         group = str(GROUP)
     begin = time.time()
     command = [arguments.moetrim, "calibrate", folder / "m", "--task", folder / "t.jsonl", "--max-memory", arguments.memory, "--quiet",
-               "-o", folder / "s.stats"]
+               "--statistics", arguments.statistics, "-o", folder / "s.stats"]
     done = subprocess.run([sys.executable, "-S", "-c", MEASURE, group, *map(str, command)], capture_output=True, text=True,
                           env=os.environ | {"OMP_WAIT_POLICY": "passive"})
     status, kib, cpu = done.stdout.split()[-3:]
@@ -63,6 +64,7 @@ def main():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--memory", default="4GiB")
     parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--statistics", default="default", choices=["default", "second-order"])
     parser.add_argument("--hard", action="store_true")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

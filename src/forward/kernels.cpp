@@ -129,7 +129,7 @@ void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double 
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
                   at::Tensor& sum, at::Tensor& norms, at::Tensor& max_abs) {
 #ifdef MOETRIM_CUDA
-  if (f.is_cuda()) return expert_output_cuda(f, rows, gates, sum, norms, max_abs);
+  if (f.is_cuda() && f.scalar_type() != at::kDouble) return expert_output_cuda(f, rows, gates, sum, norms, max_abs);
 #endif
   if (!has_loops(f)) return aten::scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
   table(numerics).scatter(f.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), gates.const_data_ptr<float>(), f.size(0),
