@@ -278,6 +278,8 @@ TEST_CASE("a budget of multiply-adds counts routed tokens times widths", "[plan]
   CHECK(widths(two.plan(within("0.4", AtomScope::layer))) == Ids{1, 0, 1, 0});  // two a layer are 4/16 + 4/16
   CHECK(widths(two.plan(within("0.5", AtomScope::layer))) == Ids{1, 1, 2, 0});
   CHECK(widths(two.plan(within("0.5", AtomScope::expert))) == Ids{1, 1, 1, 1});
+  const Case ten(10, {{9, 8, 7, 6, 5, 4, 3, 2, 1, 0}});
+  CHECK(kept_atoms(ten.plan(within("0.3"))) == 3);  // 0.1 + 0.1 + 0.1 is a little more than 0.3
   PlanRequest both = within("37.5%");
   both.keep_atoms = AtomBudget::parse("2");
   CHECK(kept_atoms(two.plan(both)) == 2);
