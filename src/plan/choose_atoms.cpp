@@ -119,7 +119,7 @@ class AtomLimits {
 };
 
 std::string rounding_rule(const PlanRequest& request, int step) {
-  std::string rule = "removed: the share's whole part";
+  std::string rule = request.keep_atoms.share ? "the removed share's whole part goes" : "as many as the limits allow";
   if (request.scope != AtomScope::global) {
     rule += fmt::format("; equally many stay in every {}, rounded down", atom_scope_name(request.scope));
   }
