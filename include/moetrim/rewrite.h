@@ -111,7 +111,7 @@ struct Slimming {
 /// grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are listed too.
 /// Expects a plan that check_plan accepts.
 /// @throws InvalidInput when the widths must be listed and the family has no class in transformers that could read the list,
-///         or weights are quantised.
+///         or weights are quantised; or when multi-token-prediction blocks would keep a width that config.json no longer says.
 Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
 
 /// The widths of a checkpoint that lists them.

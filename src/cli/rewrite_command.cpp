@@ -47,8 +47,14 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                               {"reused_shards", pruned.reused_shards},
                               {"experts", plan.keep},
                               {"warnings", request.warnings}};
+  if (request.record.contains("slim")) json["slim"] = request.record["slim"];
   std::string text = fmt::format("{} of {} experts, {} of {}, in {}\n", plan.keep, plan.experts, human_bytes(pruned.tensor_bytes),
                                  human_bytes(before.total_bytes()), pruned.folder.string());
+  if (request.record.contains("slim")) {
+    const auto& slim = request.record["slim"];
+    text += fmt::format("width {} to {} of {}, {} of {} atomic experts\n", slim["least_width"].dump(), slim["most_width"].dump(),
+                        slim["width"].dump(), slim["kept_atoms"].dump(), slim["atoms"].dump());
+  }
   if (!result.twin.folder.empty()) {
     const ExportResult& twin = result.twin;
     json["also"] = {{"checkpoint", twin.folder.string()}, {"bytes", twin.tensor_bytes}, {"shards", twin.shards}};

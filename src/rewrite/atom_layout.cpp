@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include <fmt/format.h>
+
 #include "moetrim/error.h"
 #include "moetrim/quantised.h"
 
@@ -108,7 +110,29 @@ AtomCut half_of(const AtomRows& rows, AtomCut cut, Half half) {
   return cut;
 }
 
-AtomLayout::AtomLayout(const Model& model, const Weight& weight) : matrix_(stored_matrix(model, weight)) {
+namespace {
+
+/// Plain matrices have the shape of their rule, whatever is said of how other weights are quantised.
+StoredMatrix matrix_of(const Model& model, const Weight& weight) {
+  if (weight.packed()) {
+    try {
+      return stored_matrix(model, weight);
+    } catch (const InvalidInput& problem) {
+      throw InvalidInput(fmt::format("{}; so atomic experts cannot be cut out of its codes: plan to drop whole experts instead", problem.what()));
+    }
+  }
+  const auto& axes = weight.rule->axes;
+  StoredMatrix out;
+  out.packing.rows = model.length(axes[axes.size() - 2]);
+  out.packing.cols = model.length(axes.back());
+  out.parts[Part::values] = StoredPart{weight.values()->name, weight.values()->dtype, {out.packing.rows, out.packing.cols}, nullptr};
+  out.transposed = weight.rule->input_first();
+  return out;
+}
+
+}  // namespace
+
+AtomLayout::AtomLayout(const Model& model, const Weight& weight) : matrix_(matrix_of(model, weight)) {
   const TensorRule& rule = *weight.rule;
   const Axis first = rule.axes[rule.axes.size() - 2];
   const Axis last = rule.axes.back();

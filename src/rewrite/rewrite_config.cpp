@@ -93,20 +93,15 @@ void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Pl
   if (quantization != object.end()) renumber_module_lists(*quantization, model, Renumbering(model, plan, mtp), mtp);
 }
 
-std::vector<std::string> width_warnings(const Model& model, const Slimming& slimming, Mtp mtp) {
+std::vector<std::string> width_warnings(const Model& model, const Slimming& slimming) {
   std::vector<std::string> out;
-  if (slimming.form == WidthForm::whole) return out;
   if (slimming.form == WidthForm::listed) {
     out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so the widths are listed and {} reads "
                               "them.", slimming.why, kSlimFile));
-  } else if (slimming.shared_width > model.shared_width) {
+  } else if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
     out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json says its width as a "
                               "multiple of the experts' ({}). A width that divides {} would leave it as it is.", model.shared_width,
                               slimming.shared_width, slimming.width, model.shared_width));
-  }
-  if (model.mtp_layers > 0 && mtp == Mtp::keep) {
-    out.push_back(fmt::format("The {} multi-token-prediction block(s) keep experts of width {}, which config.json no longer says; runtimes that "
-                              "use them cannot load them.", model.mtp_layers, model.expert_width));
   }
   return out;
 }
@@ -165,7 +160,7 @@ nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp 
 }
 
 std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp) {
-  std::vector<std::string> out = width_warnings(model, slimming_of(model, plan, mtp), mtp);
+  std::vector<std::string> out = width_warnings(model, slimming_of(model, plan, mtp));
   if (model.mtp_layers > 0 && mtp == Mtp::keep && plan.keep < model.experts) {
     out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
                               "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));

@@ -106,6 +106,28 @@ bool can_be_quantised_again(const AtomLayout& layout) {
   return packing.kind == PackingKind::fp8 && packing.scale_rows > 1 && layout.matrix().parts[Part::values]->dtype == Dtype::f8_e4m3;
 }
 
+std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Holds a weight as it will be stored against its format, which does not have every width: what passes can be loaded.
+/// @param length_of  of a part's dimension with the atomic experts; nothing for a part without
+template <class LengthOf>
+void check_format(const Model& model, const Tensor& tensor, const AtomLayout& layout, std::int64_t width, const LengthOf& length_of) {
+  const Packing& packing = layout.matrix().packing;
+  if (packing.kind == PackingKind::plain) return;
+  PackedWeight after = layout.matrix().parts;
+  for (std::size_t i = 0; i < kPartCount; ++i) {
+    const auto part = static_cast<Part>(i);
+    if (!after.has(part)) continue;
+    if (const auto length = length_of(part)) after[part]->shape.at(length->first) = length->second;
+  }
+  try {
+    packing_of(after, model.quantisation, layout.along_rows() ? width : packing.rows, layout.along_rows() ? packing.cols : width);
+  } catch (const InvalidInput& problem) {
+    throw InvalidInput(fmt::format("tensor {}: cannot be stored with {} atomic experts: {}; keep another number of them", tensor.name, width,
+                                   problem.what()));
+  }
+}
+
 /// A scale of one block says nothing of how long a block may be; config.json does.
 std::optional<AtomRows> rows_to_grow(const Model& model, const AtomLayout& layout, Part part) {
   const Quantisation& config = model.quantisation;
@@ -182,6 +204,12 @@ OutputTensor SlimTensors::narrowed(const Tensor& tensor, const TensorPlace& plac
     if (place.part == Part::values || place.part == Part::scale) return quantised_again(tensor, place, layout, kept);
   }
   const std::int64_t length = layout.value_rows().length(kept.front().atoms);
+  if (place.part == Part::values) {
+    check_format(model_, tensor, layout, length, [&](Part part) -> std::optional<std::pair<std::size_t, std::int64_t>> {
+      if (const auto rows = layout.rows(part)) return std::pair{rows->dim, rows->length(kept.front().atoms)};
+      return std::nullopt;
+    });
+  }
   if (place.part == Part::shape) return shape_tensor(tensor, layout, static_cast<std::int64_t>(kept.size()), length);
   const auto rows = layout.rows(place.part);
   if (place.part == Part::order && rows) return order_tensor(model_, tensor, layout, length);
@@ -214,8 +242,7 @@ OutputTensor SlimTensors::quantised_again(const Tensor& tensor, const TensorPlac
   computation->weight = &weight_at(model_, place);
   computation->result = place.part == Part::values ? Computation::Result::fp8 : Computation::Result::fp8_scale;
   if (place.part == Part::scale) {
-    shape[0] = (shape[0] + packing.scale_rows - 1) / packing.scale_rows;
-    shape[1] = (shape[1] + packing.scale_cols - 1) / packing.scale_cols;
+    shape = {ceil_divide(shape[0], packing.scale_rows), ceil_divide(shape[1], packing.scale_cols)};
   }
   OutputTensor out{tensor, {}};
   const Slab slab{tensor, fused};
@@ -270,6 +297,14 @@ std::optional<OutputTensor> SlimTensors::widened(const Tensor& tensor, const Ten
     throw InvalidInput(fmt::format("tensor {}: the shared expert would have to grow from width {} to {}, the next multiple of the experts' new "
                                    "width {}, and {} neighbours share their codes; keep a number of atomic experts that divides {}", tensor.name,
                                    before, after, slimming_.width, rows->step, before));
+  }
+  if (place.part == Part::values) {
+    check_format(model_, tensor, layout, after, [&](Part part) -> std::optional<std::pair<std::size_t, std::int64_t>> {
+      auto longer = rows_to_grow(model_, layout, part);
+      if (!longer) return std::nullopt;
+      longer->width = after;
+      return std::pair{longer->dim, longer->length({})};
+    });
   }
   const Slab slab{tensor, false};
   AtomRows wide = *rows;

@@ -138,6 +138,11 @@ Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp) {
                                         family.expert_width_key);
     return Listed{model, layers, why, kKeepWhole}.slimming();
   }
+  if (mtp == Mtp::keep && model.mtp_layers > 0) {
+    refuse(model, fmt::format("config.json has one width for all experts, and the {} multi-token-prediction block(s) would keep theirs, {}",
+                              model.mtp_layers, model.expert_width),
+           "choose --mtp prune, with a plan that covers them, or --mtp drop");
+  }
   out.form = WidthForm::config;
   out.width = *width;
   out.shared_width = tied ? (model.shared_width + *width - 1) / *width * *width : model.shared_width;
