@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "export/fp8_blocks.h"
 #include "export/piece_reader.h"
 #include "moetrim/error.h"
 #include "rewrite/atom_layout.h"
@@ -125,9 +126,12 @@ std::span<const std::byte> ComputedMatrix::compute(const Computation& computatio
   dequantise(matrix.parts, matrix.packing, floats_);
   const auto kept = cut(computation, index, floats_);
   const StoredPart& scale = *matrix.parts[Part::scale];
-  quantise_blocks(kept, cols_of(kept.size()), static_cast<std::size_t>(matrix.packing.scale_rows),
-                  static_cast<std::size_t>(matrix.packing.scale_cols), scale.dtype, scale.name, blocks_);
-  return computation.result == Computation::Result::fp8 ? blocks_.codes : blocks_.scales;
+  const Blocks blocks{cols_of(kept.size()), static_cast<std::size_t>(matrix.packing.scale_rows),
+                      static_cast<std::size_t>(matrix.packing.scale_cols)};
+  const std::vector<float> scales = block_scales(kept, blocks, scale.dtype, scale.name);
+  if (computation.result == Computation::Result::fp8) encode_blocks(kept, blocks, scales, out_);
+  else store_scales(scales, scale.dtype, out_);
+  return out_;
 }
 
 }  // namespace moetrim::export_detail

@@ -5,7 +5,6 @@
 #include <span>
 #include <vector>
 
-#include "export/fp8_blocks.h"
 #include "moetrim/export.h"
 #include "moetrim/quantised.h"
 
@@ -37,7 +36,6 @@ class ComputedMatrix {
   std::vector<std::byte> raw_, cut_, out_;
   std::vector<std::uint16_t> halves_;
   std::vector<float> floats_;
-  Fp8Blocks blocks_;
 };
 
 }  // namespace moetrim::export_detail

@@ -1,89 +1,95 @@
-// A matrix to FP8 codes with one scale per block.
+// A matrix to FP8 codes with one scale per block. Compiled for speed: see src/CMakeLists.txt.
 
 #include "export/fp8_blocks.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
-#include "quantised/small_float.h"
 
 namespace moetrim::export_detail {
 
 namespace {
 
 constexpr float kLargest = 448;
-constexpr std::uint32_t kSign = 1U << 31U;
+constexpr std::int32_t kInfinity = 0x7F800000;
 
-/// The scale as its type holds it, in fp32: the least number that is not below `wanted`.
+std::size_t ceil_divide(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+/// Largest |value| as bits, which are in order as integers are. NaN, which stays a code of its own, says nothing of the scale.
+std::int32_t largest_bits(const float* values, std::size_t count, std::int32_t largest) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::int32_t size = std::bit_cast<std::int32_t>(values[i]) & 0x7FFFFFFF;
+    largest = std::max(largest, size > kInfinity ? 0 : size);
+  }
+  return largest;
+}
+
+void encode(const float* values, std::size_t count, float scale, std::byte* out) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::byte>(to_e4m3(values[i] / scale));
+}
+
+/// The least number of the type that is not below `wanted`.
 float held(float wanted, Dtype type) {
   const auto bits = std::bit_cast<std::uint32_t>(wanted);
   switch (type) {
     case Dtype::f32: return wanted;
     case Dtype::bf16: return std::bit_cast<float>((bits + 0xFFFFU) & 0xFFFF0000U);
-    default: return std::bit_cast<float>(std::max((bits + 0x7FFFFFU) & 0x7F800000U, 1U << 23U));  // a power of two
+    default: return std::bit_cast<float>((bits + 0x7FFFFFU) & 0x7F800000U);  // a power of two
   }
 }
 
-void store(float scale, Dtype type, std::vector<std::byte>& out) {
-  const auto bits = std::bit_cast<std::uint32_t>(scale);
-  const std::uint32_t stored = type == Dtype::f32 ? bits : type == Dtype::bf16 ? bits >> 16U : bits >> 23U;
-  const std::size_t bytes = type == Dtype::f32 ? 4 : type == Dtype::bf16 ? 2 : 1;
-  const std::size_t at = out.size();
-  out.resize(at + bytes);
-  std::memcpy(out.data() + at, &stored, bytes);  // little-endian
+float scale_of(float size, Dtype type, std::string_view tensor) {
+  if (std::isinf(size)) throw InvalidInput(fmt::format("tensor {}: code times scale is infinite; the file is damaged", tensor));
+  return size == 0 ? 1.0F : held(std::max(size / kLargest, 0x1p-126F), type);
+}
+
+/// Calls act(first value of a row of a block, values in it, block) for every row of every block.
+template <class Act>
+void each_run(std::size_t rows, const Blocks& blocks, const Act& act) {
+  const std::size_t across = ceil_divide(blocks.cols, blocks.block_cols);
+  for (std::size_t row = 0; row < rows; ++row) {
+    for (std::size_t block = 0; block < across; ++block) {
+      const std::size_t left = block * blocks.block_cols;
+      act(row * blocks.cols + left, std::min(blocks.block_cols, blocks.cols - left), row / blocks.block_rows * across + block);
+    }
+  }
 }
 
 }  // namespace
 
-std::uint8_t to_e4m3(float value) {
-  constexpr float kLeastNormal = 0x1p-6F;
-  constexpr float kRound = 0x1.8p23F;  // adding and taking it away again rounds to a whole number
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = bits >> 24U & 0x80U;
-  const float size = std::bit_cast<float>(bits & ~kSign);
-  std::uint32_t code = 0;
-  if (std::isnan(size)) {
-    code = 0x7F;
-  } else if (size >= kLargest) {
-    code = 0x7E;
-  } else if (size < kLeastNormal) {
-    code = static_cast<std::uint32_t>(size * 512.0F + kRound - kRound);
-  } else {
-    const std::uint32_t magnitude = bits & ~kSign;
-    code = ((magnitude + 0x7FFFFU + (magnitude >> 20U & 1U)) >> 20U) - (120U << 3U);
+std::vector<float> block_scales(std::span<const float> values, const Blocks& blocks, Dtype type, std::string_view tensor) {
+  if (type != Dtype::f32 && type != Dtype::bf16 && type != Dtype::f8_e8m0 && type != Dtype::u8) {
+    throw InvalidInput(fmt::format("tensor {}: scales of type {} are not written; expected F32, BF16 or F8_E8M0", tensor, dtype_name(type)));
   }
-  return static_cast<std::uint8_t>(sign | code);
+  const std::size_t rows = blocks.cols == 0 ? 0 : values.size() / blocks.cols;
+  std::vector<std::int32_t> largest(ceil_divide(rows, blocks.block_rows) * ceil_divide(blocks.cols, blocks.block_cols));
+  each_run(rows, blocks, [&](std::size_t at, std::size_t count, std::size_t block) {
+    largest[block] = largest_bits(values.data() + at, count, largest[block]);
+  });
+  std::vector<float> out;
+  for (const std::int32_t bits : largest) out.push_back(scale_of(std::bit_cast<float>(bits), type, tensor));
+  return out;
 }
 
-void quantise_blocks(std::span<const float> values, std::size_t cols, std::size_t block_rows, std::size_t block_cols, Dtype scale,
-                     std::string_view tensor, Fp8Blocks& out) {
-  if (scale != Dtype::f32 && scale != Dtype::bf16 && scale != Dtype::f8_e8m0 && scale != Dtype::u8) {
-    throw InvalidInput(fmt::format("tensor {}: scales of type {} are not written; expected F32, BF16 or F8_E8M0", tensor, dtype_name(scale)));
+void store_scales(std::span<const float> scales, Dtype type, std::vector<std::byte>& out) {
+  const std::size_t bytes = type == Dtype::f32 ? 4 : type == Dtype::bf16 ? 2 : 1;
+  const int shift = type == Dtype::f32 ? 0 : type == Dtype::bf16 ? 16 : 23;
+  out.resize(scales.size() * bytes);
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    const std::uint32_t stored = std::bit_cast<std::uint32_t>(scales[i]) >> shift;
+    std::memcpy(out.data() + i * bytes, &stored, bytes);  // little-endian
   }
-  const std::size_t rows = cols == 0 ? 0 : values.size() / cols;
-  out.codes.resize(values.size());
-  out.scales.clear();
-  for (std::size_t top = 0; top < rows; top += block_rows) {
-    const std::size_t bottom = std::min(rows, top + block_rows);
-    for (std::size_t left = 0; left < cols; left += block_cols) {
-      const std::size_t right = std::min(cols, left + block_cols);
-      float largest = 0;
-      for (std::size_t r = top; r < bottom; ++r) {
-        for (std::size_t c = left; c < right; ++c) largest = std::max(largest, std::fabs(values[r * cols + c]));
-      }
-      if (std::isinf(largest)) throw InvalidInput(fmt::format("tensor {}: code times scale is infinite; the file is damaged", tensor));
-      const float by = largest == 0 ? 1.0F : held(std::max(largest / kLargest, 0x1p-126F), scale);
-      for (std::size_t r = top; r < bottom; ++r) {
-        for (std::size_t c = left; c < right; ++c) out.codes[r * cols + c] = static_cast<std::byte>(to_e4m3(values[r * cols + c] / by));
-      }
-      store(by, scale, out.scales);
-    }
-  }
+}
+
+void encode_blocks(std::span<const float> values, const Blocks& blocks, std::span<const float> scales, std::vector<std::byte>& out) {
+  out.resize(values.size());
+  each_run(blocks.cols == 0 ? 0 : values.size() / blocks.cols, blocks, [&](std::size_t at, std::size_t count, std::size_t block) {
+    encode(values.data() + at, count, scales[block], out.data() + at);
+  });
 }
 
 }  // namespace moetrim::export_detail

@@ -35,14 +35,14 @@ std::vector<RowRun> row_runs(const AtomCut& cut) {
 
 void cut_rows(std::span<const std::byte> rows, const AtomCut& cut, std::vector<std::byte>& out) {
   const auto runs = row_runs(cut);
-  out.clear();
-  out.reserve(static_cast<std::size_t>(rows.size() / cut.row_bytes * cut.row_bytes_after()));
+  out.assign(static_cast<std::size_t>(rows.size() / cut.row_bytes * cut.row_bytes_after()), std::byte{0});
+  std::byte* to = out.data();
   for (std::uint64_t row = 0; row < rows.size(); row += cut.row_bytes) {
     for (const RowRun& run : runs) {
-      const auto part = rows.subspan(static_cast<std::size_t>(row + run.begin), static_cast<std::size_t>(run.size));
-      out.insert(out.end(), part.begin(), part.end());
+      std::memcpy(to, rows.data() + row + run.begin, run.size);
+      to += run.size;
     }
-    out.resize(out.size() + static_cast<std::size_t>(cut.zero_bytes));
+    to += cut.zero_bytes;
   }
 }
 
