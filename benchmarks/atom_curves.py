@@ -2,11 +2,11 @@
 """Loss of the demo model against the atomic experts that are removed, for every atom method and scope, and against whole experts
 removed by the methods that rate experts: the tables and the plot of docs/atoms.md.
 
-Usage: atom_curves.py [--sets 3] [--demonstrations 360] [--tasks arithmetic,…] [--count response|all] [--samples 50]
-                      [--svg docs/atoms.svg] [--exact-match N]
+Usage: atom_curves.py [--sets 3] [--demonstrations 360] [--tasks arithmetic,…] [--count response|all] [--temperature 1]
+                      [--samples 50] [--svg docs/atoms.svg] [--exact-match N]
 
 Every set is a disjoint share of the tasks' demonstrations, equally many of each task, and one calibration. The loss is that of
-the response tokens of the tasks' unseen samples, in nats; a table holds medians over the sets.
+the response tokens of the tasks' unseen samples, in nats; a table holds medians over the sets. --temperature: see atom_truth.py.
 """
 import argparse
 import json
@@ -62,7 +62,7 @@ def best(values, keep):
 def measure(rows, test, arguments, seed):
     """{plan: loss} and {plan: exact match} of one calibration, and the loss of the whole model."""
     with tempfile.TemporaryDirectory() as folder:
-        stats = calibrate(rows, folder, arguments.count, "fp32")
+        stats = calibrate(rows, folder, arguments, "fp32")
         experts = json.loads(Path(stats, "manifest.json").read_text())["experts"]
         plans = atom_plans(stats, folder, seed) | expert_plans(stats, folder, seed, [experts * k // 8 for k in (7, 6, 5, 4, 3)])
         whole, changed, _ = losses(plans.values(), write_rows(Path(folder, "test.jsonl"), test), "response", "fp32")
@@ -108,6 +108,7 @@ def main():
     parser.add_argument("--demonstrations", type=int, default=360, help="of a set")
     parser.add_argument("--tasks", type=lambda names: names.split(","), default=TASKS)
     parser.add_argument("--count", default="response", choices=["response", "all"], help="tokens whose loss the scores are about")
+    parser.add_argument("--temperature", type=float, default=1, help="of the loss that is differentiated")
     parser.add_argument("--samples", type=int, default=50, help="unseen samples of every task")
     parser.add_argument("--exact-match", type=int, default=0, metavar="N", help="also generate answers to N samples of every task")
     parser.add_argument("--svg", type=Path)

@@ -1,23 +1,30 @@
 #!/usr/bin/env python3
 """How well scores foretell what happens: atoms, then whole experts, are deleted one by one from the demo model.
 
-Usage: atom_truth.py [--sets 3] [--demonstrations 72] [--atoms 50] [--count response|all] [--dtype fp64] [--seed 0]
+Usage: atom_truth.py [--sets 3] [--demonstrations 72] [--atoms 50] [--count response|all] [--temperature 1] [--dtype fp64]
+                     [--seed 0]
 
 Every set is a disjoint share of the six tasks' demonstrations, equally many of each task. Per set: one calibration, scores by
 every method, and the loss of the same demonstrations without the atom (its column of down_proj and its rows of gate_proj and
 up_proj), for --atoms atoms per atom method, one from each of equal ranges of its ranks. Printed is Spearman's correlation of
 score and change of the loss, of score and size of that change, and of score and KL to the whole model; and the same for all
 atoms of each expert against the methods that rate experts, there also within a layer.
+
+--temperature T calibrates a copy of the model whose output weights are divided by T, so that the loss that is differentiated is
+the one at temperature T. What happens is always measured on the model itself.
 """
 import argparse
 import json
+import os
 import random
+import shutil
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MOETRIM = Path(os.environ.get("MOETRIM_BUILD", ROOT / "build")) / "moetrim"
 MODEL = ROOT / "demo/model"
 TASKS = ["arithmetic", "brackets", "calendar", "lookup", "sorting", "text"]
 ATOM_METHODS = ["heapr", "heapr-sum", "heapr-joint", "wanda", "magnitude", "random-atoms"]
@@ -26,10 +33,23 @@ EXPERT_METHODS = ["frequency", "soft-frequency", "ean", "reap", "tcess", "easy-e
 
 
 def moetrim(*arguments):
-    done = subprocess.run([ROOT / "build/moetrim", *map(str, arguments), "--json", "--quiet"], capture_output=True, text=True)
+    done = subprocess.run([MOETRIM, *map(str, arguments), "--json", "--quiet"], capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(done.stderr)
+        raise SystemExit(f"moetrim {arguments[0]}: exit {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+def softened(temperature, folder):
+    """The model, or a copy whose logits are those of the model divided by the temperature."""
+    if temperature == 1:
+        return MODEL
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(MODEL, Path(folder, "softened"))
+    tensors = load_file(copy / "model.safetensors")
+    tensors["lm_head.weight"] /= temperature
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
 
 
 def demonstrations(file):
@@ -61,10 +81,10 @@ def mixed_sets(sets, size, tasks=TASKS):
     return [[row for task in tasks for row in by_task[task][s * each:(s + 1) * each]] for s in range(sets)]
 
 
-def calibrate(rows, folder, count, dtype, name="mixed"):
-    out = Path(folder, f"{name}.stats")
-    moetrim("calibrate", MODEL, "--task", write_rows(Path(folder, f"{name}.jsonl"), rows), "--count", count, "--dtype", dtype,
-            "--statistics", "second-order", "-o", out)
+def calibrate(rows, folder, arguments, dtype):
+    out = Path(folder, "mixed.stats")
+    moetrim("calibrate", softened(arguments.temperature, folder), "--task", write_rows(Path(folder, "mixed.jsonl"), rows),
+            "--count", arguments.count, "--dtype", dtype, "--statistics", "second-order", "-o", out)
     return out
 
 
@@ -192,6 +212,7 @@ def main():
     parser.add_argument("--demonstrations", type=int, default=72)
     parser.add_argument("--atoms", type=int, default=50, help="per atom method")
     parser.add_argument("--count", default="response", choices=["response", "all"])
+    parser.add_argument("--temperature", type=float, default=1, help="of the loss that is differentiated; a power of two is exact")
     parser.add_argument("--dtype", default="fp64", choices=["fp64", "fp32"])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -199,7 +220,7 @@ def main():
     for number, rows in enumerate(mixed_sets(arguments.sets, arguments.demonstrations)):
         print(f"set {number + 1}: {len(rows)} demonstrations", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            stats = calibrate(rows, folder, arguments.count, arguments.dtype)
+            stats = calibrate(rows, folder, arguments, arguments.dtype)
             task = Path(folder, "mixed.jsonl")
             of_atoms.append(atoms_of(stats, task, arguments, folder))
             of_experts.append(experts_of(stats, task, arguments, folder))
