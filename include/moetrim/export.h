@@ -48,7 +48,7 @@ struct ExportRequest {
 
 /// The twin of a pruned checkpoint. The pieces of a dequantised tensor are those of the codes.
 struct TwinRequest : ExportRequest {
-  std::vector<std::size_t> origins;  ///< of every tensor: index of the pruned checkpoint's copy of it, or of the weight's codes
+  std::vector<std::size_t> origins;  ///< of every tensor: index of the pruned checkpoint's copy, or of the weight's codes
 };
 
 /// Bytes of tensors done so far, those taken over from an interrupted run included.

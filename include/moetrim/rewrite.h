@@ -1,7 +1,8 @@
 // Rewrite: a checkpoint and a plan to the stream of tensors, and the config.json, of the new checkpoint.
 // No weight is computed or even read here: dropping experts, or atomic experts of an expert, only moves bytes, so an output
 // tensor is a list of byte ranges of the source, and FP8, GPTQ or AWQ weights stay what they are. The exception, FP8 blocks
-// that the kept atomic experts do not fall on the borders of, is only described here (Computation).
+// that the kept atomic experts do not fall on the borders of, is only described here (Computation); and of GPTQ the order of
+// the columns is read, since not every order can be cut.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +24,18 @@ namespace moetrim {
 /// The atomic experts of an expert that stay; the expert's tensors share it.
 using SharedAtoms = std::shared_ptr<const AtomRanges>;
 
-/// What stays of bytes that are rows of atomic experts. A row is a sequence of units of `step` atomic experts each, more than
-/// one where neighbours share a code word or a scale.
+/// What stays of bytes that are rows of atomic experts. A row is a sequence of units of `step` atomic experts each, more
+/// than one where neighbours share a code word or a scale.
 ///
-/// gate [F, H] is one row whose units are H elements; down [H, F] is H rows with units of one element; gate_up [2F, H] is two
-/// rows; [H, 2F] with gate and up taking turns is H rows with units of two elements.
+/// gate [F, H] is one row whose units are H elements; down [H, F] is H rows with units of one element; gate_up [2F, H] is
+/// two rows; [H, 2F] with gate and up taking turns is H rows with units of two elements.
 struct AtomCut {
   SharedAtoms atoms;              ///< null: all bytes stay, and the rest says nothing
   std::int64_t step = 1;          ///< ranges begin on its multiples, and end on one or with the row
   std::uint64_t row_bytes = 0;    ///< from one row to the next
   std::uint64_t first_byte = 0;   ///< of a row: where its first unit begins
   std::uint64_t unit_bytes = 0;   ///< from one unit to the next
-  std::uint64_t kept_bytes = 0;   ///< of a unit that stays; half of it where gate is taken out of gate and up that take turns
+  std::uint64_t kept_bytes = 0;   ///< of a unit that stays; half of it where gate is taken out of gate and up in turns
   std::uint64_t zero_bytes = 0;   ///< of zeros that are added after every row
 
   /// Bytes of a row that stay, added zeros included.
@@ -83,8 +84,8 @@ enum class Mtp : std::uint8_t {
 /// "prune", "keep" or "drop". @throws UsageError
 Mtp parse_mtp(std::string_view text);
 
-/// Refuses a plan that does not belong to the model: family, expert count and width, MoE layers, ids, atomic experts, experts
-/// per token, fingerprint.
+/// Refuses a plan that does not belong to the model: family, expert count and width, MoE layers, ids, atomic experts,
+/// experts per token, fingerprint.
 /// @param fingerprint  of the model's checkpoint; empty: do not compare (the plan of another checkpoint is wanted).
 /// @throws InvalidInput naming the layer or field, what was expected and what was found.
 void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint, Mtp mtp = Mtp::prune);
@@ -100,23 +101,24 @@ enum class WidthForm : std::uint8_t {
 struct Slimming {
   WidthForm form = WidthForm::whole;
   std::int64_t width = 0;         ///< form `config`: of every expert
-  std::int64_t shared_width = 0;  ///< form `config`: of the shared expert, 0 for none; larger than before where zeros are added
+  std::int64_t shared_width = 0;  ///< form `config`: of the shared expert, 0 for none; larger where zeros are added
   bool input_first = false;       ///< form `listed`: matrices are stored [H, width] and [width, H]
   std::string architecture;       ///< form `listed`: the class of transformers that our code extends
   std::string why;                ///< form `listed`: a clause, for the reader
 };
 
 /// Widths that differ are listed. Equal ones are a number in config.json, unless the same key also sizes the shared expert.
-/// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no multiple
-/// grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are listed too.
-/// Expects a plan that check_plan accepts.
+/// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no
+/// multiple grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are
+/// listed too. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when the widths must be listed and the family has no class in transformers that could read the list,
-///         or weights are quantised; or when multi-token-prediction blocks would keep a width that config.json no longer says.
+///         or weights are quantised; or when multi-token-prediction blocks would keep a width that config.json no longer
+///         says.
 Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
 
 /// The widths of a checkpoint that lists them.
 struct SlimWidths {
-  std::map<int, std::vector<std::int64_t>> widths;  ///< by absolute layer, of every expert; layers that are not MoE are left out
+  std::map<int, std::vector<std::int64_t>> widths;  ///< by absolute id of the MoE layer, of every expert
   bool input_first = false;
 };
 /// What config.json's "moetrim_slim" says, or nothing when it is not there.
@@ -130,16 +132,17 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
 std::string slim_name(std::string_view tensor, std::string_view part, int expert);
 
 /// The tensors of the new checkpoint, in reading order of the source, so that reading stays sequential.
-/// Kept experts are numbered densely in the order of PlanLayer::keep, in the layout (one by one, or fused) that was read; where
-/// widths are listed, every expert has tensors of its own. Expects a plan that check_plan accepts.
+/// Kept experts are numbered densely in the order of PlanLayer::keep, in the layout (one by one, or fused) that was read;
+/// where widths are listed, every expert has tensors of its own. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when a row of a packed tensor does not end on a byte, or slimming_of refuses.
 std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
 
 /// config.json of the new checkpoint: every key that counts experts is edited where it is present (also inside
 /// `text_config`), none is added, and lists of modules in `quantization_config` follow the new expert numbers.
 /// A plan with `regroup` sets the group counts to 1, a plan with `correct_drift` the routed scaling factor, and dropped
-/// multi-token-prediction blocks their count to 0. Widths that are listed go to "moetrim_slim", and "auto_map" names the class
-/// that reads them (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order and all other values stay. Expects a plan that check_plan accepts.
+/// multi-token-prediction blocks their count to 0. Widths that are listed go to "moetrim_slim", and "auto_map" names the
+/// class that reads them (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order
+/// and all other values stay. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when a list names single experts in a way that cannot be renumbered.
 inline constexpr std::string_view kSlimFile = "modeling_moetrim.py";
 nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);

@@ -138,10 +138,13 @@ void inspect_slim(const Session& session, const Checkpoint& checkpoint, const Sl
                  {"layout", "slim"}, {"expert_widths", std::move(widths)},
                  {"total_bytes", checkpoint.total_bytes()}, {"bytes", {{"experts", expert_bytes}}},
                  {"files", checkpoint.files().size()}, {"fingerprint", checkpoint.fingerprint()}},
-                fmt::format("family      {}\nlayers      {} ({} MoE)\nexperts     {} of widths {} to {}, mean {:.1f}, listed in config.json\n"
+                fmt::format("family      {}\nlayers      {} ({} MoE)\n"
+                            "experts     {} of widths {} to {}, mean {:.1f}, listed in config.json\n"
                             "size        {} in {} file(s)\n  experts     {}\n"
-                            "loads in transformers 5 with trust_remote_code=True; moetrim verifies it and does not compute it\n",
-                            type, layers, slim.widths.size(), experts, least, most, static_cast<double>(sum) / static_cast<double>(count),
+                            "loads in transformers 5 with trust_remote_code=True; moetrim verifies it, and does not "
+                            "compute it\n",
+                            type, layers, slim.widths.size(), experts, least, most,
+                            static_cast<double>(sum) / static_cast<double>(count),
                             human_bytes(checkpoint.total_bytes()), checkpoint.files().size(), human_bytes(expert_bytes)));
 }
 

@@ -52,8 +52,8 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                                  human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {
     const auto& slim = request.record["slim"];
-    text += fmt::format("width {} to {} of {}, {} of {} atomic experts\n", slim["least_width"].dump(), slim["most_width"].dump(),
-                        slim["width"].dump(), slim["kept_atoms"].dump(), slim["atoms"].dump());
+    text += fmt::format("width {} to {} of {}, {} of {} atomic experts\n", slim["least_width"].dump(),
+                        slim["most_width"].dump(), slim["width"].dump(), slim["kept_atoms"].dump(), slim["atoms"].dump());
   }
   if (!result.twin.folder.empty()) {
     const ExportResult& twin = result.twin;

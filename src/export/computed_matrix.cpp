@@ -41,7 +41,9 @@ void transpose(std::span<const std::uint16_t> from, std::vector<std::byte>& out,
 
 /// True when values as stored must be transposed to lie as the family's plain tensor does: codes of fused experts are stored
 /// output first also where plain experts are input first (gpt-oss).
-bool is_flipped(const Weight& weight, const StoredMatrix& matrix) { return weight.rule->input_first() && !matrix.transposed; }
+bool is_flipped(const Weight& weight, const StoredMatrix& matrix) {
+  return weight.rule->input_first() && !matrix.transposed;
+}
 
 SharedAtoms atoms_of(const Computation& computation, std::size_t index) {
   return computation.atoms.empty() ? nullptr : computation.atoms[index];
@@ -90,7 +92,8 @@ void ComputedMatrix::read_parts(const Weight& weight, int expert, PackedWeight& 
 }
 
 template <class Value>
-std::span<const Value> ComputedMatrix::cut(const Computation& computation, std::size_t index, const std::vector<Value>& values) {
+std::span<const Value> ComputedMatrix::cut(const Computation& computation, std::size_t index,
+                                           const std::vector<Value>& values) {
   const SharedAtoms atoms = atoms_of(computation, index);
   if (!atoms) return values;
   const AtomLayout layout(model_, *computation.weight);

@@ -19,7 +19,8 @@ std::string json_text(const nlohmann::ordered_json& json) { return json.dump(2) 
 std::uint64_t disk_need(std::span<const Shard> shards, std::span<const SideFile> side_files, const ExportRequest& request) {
   constexpr std::uint64_t kDiskBlock = 4096;
   constexpr std::uint64_t kIndexPerTensor = 64;
-  std::uint64_t bytes = request.card.size() + request.modelling_code.size() + json_text(request.record).size() + json_text(request.config).size() + 8 * kDiskBlock;
+  std::uint64_t bytes = request.card.size() + request.modelling_code.size() + 8 * kDiskBlock;
+  bytes += json_text(request.record).size() + json_text(request.config).size();
   for (const Shard& shard : shards) bytes += file_bytes(shard);
   for (const SideFile& file : side_files) bytes += file.bytes + kDiskBlock;
   if (request.tensors.size() > 1) {

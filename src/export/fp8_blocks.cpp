@@ -19,7 +19,8 @@ constexpr std::int32_t kInfinity = 0x7F800000;
 
 std::size_t ceil_divide(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
-/// Largest |value| as bits, which are in order as integers are. NaN, which stays a code of its own, says nothing of the scale.
+/// Largest |value| as bits, which are in order as integers are. NaN, which stays a code of its own, says nothing of the
+/// scale.
 std::int32_t largest_bits(const float* values, std::size_t count, std::int32_t largest) {
   for (std::size_t i = 0; i < count; ++i) {
     const std::int32_t size = std::bit_cast<std::int32_t>(values[i]) & 0x7FFFFFFF;
@@ -44,7 +45,10 @@ float held(float wanted, Dtype type) {
 }
 
 float scale_of(float size, Dtype type, std::string_view tensor) {
-  if (std::isinf(size)) throw InvalidInput(fmt::format("tensor {}: code times scale is infinite; the file is damaged", tensor));
+  if (std::isinf(size)) {
+    throw InvalidInput(fmt::format("tensor {}: code times scale is infinite; the file is damaged, download it again",
+                                   tensor));
+  }
   return size == 0 ? 1.0F : held(std::max(size / kLargest, 0x1p-126F), type);
 }
 
@@ -55,7 +59,8 @@ void each_run(std::size_t rows, const Blocks& blocks, const Act& act) {
   for (std::size_t row = 0; row < rows; ++row) {
     for (std::size_t block = 0; block < across; ++block) {
       const std::size_t left = block * blocks.block_cols;
-      act(row * blocks.cols + left, std::min(blocks.block_cols, blocks.cols - left), row / blocks.block_rows * across + block);
+      const std::size_t count = std::min(blocks.block_cols, blocks.cols - left);
+      act(row * blocks.cols + left, count, row / blocks.block_rows * across + block);
     }
   }
 }
@@ -64,7 +69,8 @@ void each_run(std::size_t rows, const Blocks& blocks, const Act& act) {
 
 std::vector<float> block_scales(std::span<const float> values, const Blocks& blocks, Dtype type, std::string_view tensor) {
   if (type != Dtype::f32 && type != Dtype::bf16 && type != Dtype::f8_e8m0 && type != Dtype::u8) {
-    throw InvalidInput(fmt::format("tensor {}: scales of type {} are not written; expected F32, BF16 or F8_E8M0", tensor, dtype_name(type)));
+    throw InvalidInput(fmt::format("tensor {}: scales of type {} are not written; expected F32, BF16 or F8_E8M0", tensor,
+                                   dtype_name(type)));
   }
   const std::size_t rows = blocks.cols == 0 ? 0 : values.size() / blocks.cols;
   std::vector<std::int32_t> largest(ceil_divide(rows, blocks.block_rows) * ceil_divide(blocks.cols, blocks.block_cols));
@@ -86,10 +92,12 @@ void store_scales(std::span<const float> scales, Dtype type, std::vector<std::by
   }
 }
 
-void encode_blocks(std::span<const float> values, const Blocks& blocks, std::span<const float> scales, std::vector<std::byte>& out) {
+void encode_blocks(std::span<const float> values, const Blocks& blocks, std::span<const float> scales,
+                   std::vector<std::byte>& out) {
   out.resize(values.size());
   auto* codes = reinterpret_cast<std::uint8_t*>(out.data());
-  each_run(blocks.cols == 0 ? 0 : values.size() / blocks.cols, blocks, [&](std::size_t at, std::size_t count, std::size_t block) {
+  const std::size_t rows = blocks.cols == 0 ? 0 : values.size() / blocks.cols;
+  each_run(rows, blocks, [&](std::size_t at, std::size_t count, std::size_t block) {
     encode(values.data() + at, count, scales[block], codes + at);
   });
 }

@@ -32,8 +32,8 @@ inline std::uint8_t to_e4m3(float value) {
   return static_cast<std::uint8_t>(code | (bits >> 24 & 0x80));
 }
 
-/// One scale per block, row by row, as its type holds them: rounded up where it cannot, so that no code is cut off, and 1 for a
-/// block of zeros.
+/// One scale per block, row by row, as its type holds them: rounded up where it cannot, so that no code is cut off, and 1
+/// for a block of zeros.
 /// @param type    of the scales: F32, BF16, F8_E8M0 or U8
 /// @param tensor  for messages
 /// @throws InvalidInput when a value is infinite, or for another type.
@@ -43,6 +43,7 @@ std::vector<float> block_scales(std::span<const float> values, const Blocks& blo
 void store_scales(std::span<const float> scales, Dtype type, std::vector<std::byte>& out);
 
 /// The codes of values divided by their block's scale.
-void encode_blocks(std::span<const float> values, const Blocks& blocks, std::span<const float> scales, std::vector<std::byte>& out);
+void encode_blocks(std::span<const float> values, const Blocks& blocks, std::span<const float> scales,
+                   std::vector<std::byte>& out);
 
 }  // namespace moetrim::export_detail

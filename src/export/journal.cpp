@@ -65,7 +65,8 @@ void add_piece(Digest& digest, const Piece& piece) {
   const AtomCut& cut = piece.cut;
   digest.add_text(fmt::format("{} {} {}", piece.source->name, piece.begin, piece.end));
   if (!cut.atoms) return;
-  digest.add_text(fmt::format("{} {} {} {} {} {}", cut.step, cut.row_bytes, cut.first_byte, cut.unit_bytes, cut.kept_bytes, cut.zero_bytes));
+  digest.add_text(fmt::format("{} {} {} {} {} {}", cut.step, cut.row_bytes, cut.first_byte, cut.unit_bytes, cut.kept_bytes,
+                              cut.zero_bytes));
   add_atoms(digest, cut.atoms);
 }
 

@@ -73,7 +73,8 @@ std::string size_table(const Model& model, const Plan& plan, std::span<const Out
   out += fmt::format("| experts per MoE layer | {} | {} |\n", plan.experts, plan.keep);
   if (widths) {
     out += fmt::format("| width of an expert | {} | {} |\n", widths->before, widths->widths());
-    out += fmt::format("| atomic experts | {} | {} ({:.1f} % removed) |\n", widths->atoms, widths->kept_atoms, widths->removed_percent());
+    out += fmt::format("| atomic experts | {} | {} ({:.1f} % removed) |\n", widths->atoms, widths->kept_atoms,
+                       widths->removed_percent());
   }
   out += fmt::format("| experts per token | {0} | {0} |\n", model.experts_per_token);
   out += fmt::format("| MoE layers | {0} of {1} | {0} of {1} |\n", plan.layers.size(), model.layers);
@@ -141,8 +142,8 @@ vllm serve FOLDER
 
 constexpr std::string_view kLoadingListed = R"(## Loading
 
-Experts have different widths, which `config.json` lists and `modeling_moetrim.py`, in this folder, reads. transformers 5 loads it
-when it may run that file; no other runtime does. A plan with `--scope expert` makes a checkpoint that every runtime loads.
+The widths of the experts are listed in `config.json`, and `modeling_moetrim.py`, in this folder, reads them. transformers 5
+loads it when it may run that file; other runtimes do not know the architecture.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,13 +161,14 @@ std::string unchanged(const std::optional<WidthFacts>& widths, std::string_view 
                        "quantisation lost is not back, and nothing was trained.", dequantised_to);
   }
   if (widths && widths->quantised_again > 0) {
-    return fmt::format("Nothing was trained after removal. {} weights were quantised again, as the last lines say; all others are "
-                       "unchanged.", widths->quantised_again);
+    return fmt::format("Nothing was trained after removal. {} weights were quantised again, as the last lines say; all "
+                       "others are unchanged.", widths->quantised_again);
   }
   return "The weights that remain are unchanged: nothing was trained or quantised after removal.";
 }
 
-std::string limits(std::span<const std::string> warnings, const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
+std::string limits(std::span<const std::string> warnings, const std::optional<WidthFacts>& widths,
+                   std::string_view dequantised_to) {
   std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
                     "it before use.\n";
   out += fmt::format("- {}\n", unchanged(widths, dequantised_to));
@@ -177,12 +179,12 @@ std::string limits(std::span<const std::string> warnings, const std::optional<Wi
 std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& widths) {
   std::string out;
   if (plan.keep < plan.experts || !widths) {
-    out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ", plan.experts - plan.keep,
-                      plan.experts);
+    out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ",
+                      plan.experts - plan.keep, plan.experts);
   }
   if (!widths) return out + "`moetrim.json` lists the kept experts.";
-  out += fmt::format("Experts lost atomic experts (columns of down_proj with the same rows of gate_proj and up_proj): {:.1f} % of all of them "
-                     "are gone{}. `moetrim.json` lists what was kept.", widths->removed_percent(),
+  out += fmt::format("Experts lost atomic experts (columns of down_proj with the same rows of gate_proj and up_proj): "
+                     "{:.1f} % of all of them are gone{}. `moetrim.json` lists what was kept.", widths->removed_percent(),
                      plan.keep < plan.experts ? ", those of the removed experts included" : "");
   return out;
 }

@@ -1,7 +1,7 @@
-"""Experts of different widths, for transformers 5 (trust_remote_code=True). moetrim writes this file beside such a checkpoint.
+"""Experts of different widths, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
 
-`moetrim_slim` in config.json lists the width of every expert, by layer. The experts of those layers have parameters of their own,
-as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and
+`moetrim_slim` in config.json lists the width of every expert, by layer. The experts of those layers have parameters of their
+own, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and
 `slim_down_bias.N` where the architecture has biases. All else is the class that transformers has for the architecture.
 """
 import re
@@ -57,12 +57,12 @@ class SlimExperts(nn.Module):
 
     def share_by_share(self, hidden_states):
         """Llama 4 calls with every expert's share, [E T, H], scaled by the router: zeros for tokens of other experts."""
-        out = torch.zeros_like(hidden_states)
-        shares = out.chunk(len(self.widths))
+        out = []
         for expert, share in enumerate(hidden_states.chunk(len(self.widths))):
             used = share.any(dim=-1)
-            shares[expert][used] = self.expert(expert, share[used])
-        return out
+            out.append(torch.zeros_like(share))
+            out[-1][used] = self.expert(expert, share[used])
+        return torch.cat(out)
 
     def expert(self, expert: int, x):
         gate = self.project(self.slim_gate[expert], x)
@@ -99,7 +99,7 @@ class SlimMoe(StockModel):
                 block = self.get_submodule(name.removesuffix(".experts"))
                 block.experts = SlimExperts(module, widths, hidden, slim["input_first"])
                 missing.discard(match[1])
-        layers = config.get_text_config().num_hidden_layers
-        missing = [layer for layer in missing if int(layer) < layers]  # blocks for further tokens, which transformers leaves out
+        layers = config.get_text_config().num_hidden_layers  # behind them are blocks that transformers leaves out
+        missing = [layer for layer in missing if int(layer) < layers]
         if missing:
             raise ValueError(f"config.json lists widths for the experts of layers {sorted(missing)}, which have none")

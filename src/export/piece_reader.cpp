@@ -28,7 +28,9 @@ std::vector<RowRun> row_runs(const AtomCut& cut) {
       add_run(runs, cut.first_byte + first * cut.unit_bytes, (end - first) * cut.unit_bytes);
       continue;
     }
-    for (std::uint64_t unit = first; unit < end; ++unit) add_run(runs, cut.first_byte + unit * cut.unit_bytes, cut.kept_bytes);
+    for (std::uint64_t unit = first; unit < end; ++unit) {
+      add_run(runs, cut.first_byte + unit * cut.unit_bytes, cut.kept_bytes);
+    }
   }
   return runs;
 }

@@ -26,7 +26,7 @@ nlohmann::ordered_json width_record(const WidthFacts& facts) {
   json["atoms"] = facts.atoms;
   json["kept_atoms"] = facts.kept_atoms;
   json["quantised_again"] = facts.quantised_again;
-  if (facts.slimming.form == WidthForm::config && facts.slimming.shared_width > 0) json["shared_width"] = facts.slimming.shared_width;
+  if (facts.slimming.shared_width > 0) json["shared_width"] = facts.slimming.shared_width;
   return json;
 }
 
@@ -52,8 +52,8 @@ nlohmann::ordered_json record_of(const ExportRequest& request, const Plan& plan,
 std::string quantised_again(const WidthFacts& facts) {
   const std::string advice = facts.block > 0 ? fmt::format("a plan with --atom-blocks {} keeps their bytes", facts.block)
                                              : "no other plan of atomic experts would keep their bytes";
-  return fmt::format("{} weights lost atomic experts inside of their FP8 blocks and are quantised again, with a new scale per block; {}.",
-                     facts.quantised_again, advice);
+  return fmt::format("{} weights lost atomic experts inside of their FP8 blocks and are quantised again, with a new scale "
+                     "per block; {}.", facts.quantised_again, advice);
 }
 
 }  // namespace
@@ -69,7 +69,9 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   request.config = rewrite_config(model, plan, mtp);
   request.warnings = rewrite_warnings(model, plan, mtp);
   const auto facts = width_facts(model, plan, request.tensors, mtp);
-  if (facts && facts->slimming.form == WidthForm::listed) request.modelling_code = modelling_code(facts->slimming.architecture);
+  if (facts && facts->slimming.form == WidthForm::listed) {
+    request.modelling_code = modelling_code(facts->slimming.architecture);
+  }
   if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));
   request.record = record_of(request, plan, facts, tool_version, mtp);
   request.card = model_card(model, plan, request.tensors, request.warnings, tool_version, {}, mtp);

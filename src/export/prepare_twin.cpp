@@ -69,7 +69,8 @@ TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportReque
   TwinRequest twin;
   twin.model = &model;
   export_detail::add_twin_tensors(twin, pruned.tensors, plan, options.mtp);
-  const auto weights = std::count_if(twin.tensors.begin(), twin.tensors.end(), [](const auto& t) { return t.computation != nullptr; });
+  const auto is_computed = [](const OutputTensor& tensor) { return tensor.computation != nullptr; };
+  const auto weights = std::count_if(twin.tensors.begin(), twin.tensors.end(), is_computed);
   if (weights == 0) {
     throw UsageError(fmt::format("{}: no weight is quantised, so there is nothing to dequantise to {}: it is already in {}; leave "
                                  "--also-dtype out", model.checkpoint->folder().string(), kBf16, main_dtype(*model.checkpoint)));

@@ -80,8 +80,9 @@ class TwinWeights {
       computation.zeros = slimming_.shared_width - model_.shared_width;
       if (computation.zeros > 0) computation.atoms = {whole(model_.shared_width)};
     } else if (where_of(weight.rule->role) == Where::experts && numbers_.covers(place.layer)) {
-      computation.atoms = numbers_.atoms(place.layer);
-      if (!weight.fused()) computation.atoms = {computation.atoms.at(static_cast<std::size_t>(numbers_.new_id(place.layer, place.expert)))};
+      const auto& atoms = numbers_.atoms(place.layer);
+      if (weight.fused()) computation.atoms = atoms;
+      else computation.atoms = {atoms.at(static_cast<std::size_t>(numbers_.new_id(place.layer, place.expert)))};
     }
   }
 

@@ -72,7 +72,9 @@ std::optional<PartAxis> axis_of(const Packing& packing, Part part, std::size_t d
   throw Error("a part that does not exist");
 }
 
-std::int64_t units_of(const AtomRange& range, std::int64_t step) { return ceil_divide(range.end, step) - range.begin / step; }
+std::int64_t units_of(const AtomRange& range, std::int64_t step) {
+  return ceil_divide(range.end, step) - range.begin / step;
+}
 
 }  // namespace
 
@@ -118,14 +120,16 @@ StoredMatrix matrix_of(const Model& model, const Weight& weight) {
     try {
       return stored_matrix(model, weight);
     } catch (const InvalidInput& problem) {
-      throw InvalidInput(fmt::format("{}; so atomic experts cannot be cut out of its codes: plan to drop whole experts instead", problem.what()));
+      throw InvalidInput(fmt::format("{}; so atomic experts cannot be cut out of its codes: plan to drop whole experts "
+                                     "instead", problem.what()));
     }
   }
   const auto& axes = weight.rule->axes;
   StoredMatrix out;
   out.packing.rows = model.length(axes[axes.size() - 2]);
   out.packing.cols = model.length(axes.back());
-  out.parts[Part::values] = StoredPart{weight.values()->name, weight.values()->dtype, {out.packing.rows, out.packing.cols}, nullptr};
+  const Tensor& values = *weight.values();
+  out.parts[Part::values] = StoredPart{values.name, values.dtype, {out.packing.rows, out.packing.cols}, nullptr};
   out.transposed = weight.rule->input_first();
   return out;
 }

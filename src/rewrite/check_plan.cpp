@@ -23,7 +23,8 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
     refuse(model, fmt::format("it chooses among {} experts per layer, the checkpoint has {}", plan.experts, model.experts));
   }
   if (plan.width != 0 && plan.width != model.expert_width) {
-    refuse(model, fmt::format("it chooses among {} atomic experts per expert, the checkpoint has {}", plan.width, model.expert_width));
+    refuse(model, fmt::format("it chooses among {} atomic experts per expert, the checkpoint has {}", plan.width,
+                              model.expert_width));
   }
   if (plan.experts_per_token != model.experts_per_token) {
     refuse(model, fmt::format("it was made for {} experts per token, the checkpoint has {}", plan.experts_per_token,
@@ -73,15 +74,16 @@ void check_layers(const Model& model, const Plan& plan, Mtp mtp) {
 void check_atoms(const Model& model, const Plan& plan, const PlanLayer& layer) {
   if (plan.width == 0 && layer.atoms.empty()) return;
   if (layer.atoms.size() != layer.keep.size()) {
-    refuse(model, fmt::format("layer {} lists the atomic experts of {} experts, expected {}", layer.layer, layer.atoms.size(),
-                              plan.width == 0 ? 0 : layer.keep.size()));
+    refuse(model, fmt::format("layer {} lists the atomic experts of {} experts, expected {}", layer.layer,
+                              layer.atoms.size(), plan.width == 0 ? 0 : layer.keep.size()));
   }
   for (std::size_t i = 0; i < layer.atoms.size(); ++i) {
     int free = 0;
     for (const AtomRange& range : layer.atoms[i]) {
       if (range.begin < free || range.end <= range.begin || range.end > plan.width) {
-        refuse(model, fmt::format("layer {} keeps atomic experts [{}, {}) of expert {}, expected ascending ranges from 0 to {} that do not "
-                                  "touch", layer.layer, range.begin, range.end, layer.keep[i], plan.width));
+        refuse(model, fmt::format("layer {} keeps atomic experts [{}, {}) of expert {}, expected ascending ranges from 0 "
+                                  "to {} that do not touch", layer.layer, range.begin, range.end, layer.keep[i],
+                                  plan.width));
       }
       free = range.end + 1;
     }

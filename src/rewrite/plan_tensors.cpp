@@ -16,9 +16,9 @@
 namespace moetrim {
 
 std::uint64_t AtomCut::row_bytes_after() const {
-  std::uint64_t units = 0;
-  for (const AtomRange& range : *atoms) units += static_cast<std::uint64_t>((range.end + step - 1) / step - range.begin / step);
-  return units * kept_bytes + zero_bytes;
+  std::int64_t units = 0;
+  for (const AtomRange& range : *atoms) units += (range.end + step - 1) / step - range.begin / step;
+  return static_cast<std::uint64_t>(units) * kept_bytes + zero_bytes;
 }
 
 std::uint64_t Piece::bytes() const {

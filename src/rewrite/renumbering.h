@@ -21,7 +21,8 @@ class Renumbering {
   const std::vector<int>& keep(int layer) const;
   /// The new id, -1 for an expert that is dropped. Only for layers that are covered and experts that exist.
   int new_id(int layer, int expert) const;
-  /// Parallel to keep(): the atomic experts that stay; empty when the plan keeps experts whole. Only for layers that are covered.
+  /// Parallel to keep(): the atomic experts that stay; empty when the plan keeps experts whole. Only for layers that are
+  /// covered.
   const std::vector<SharedAtoms>& atoms(int layer) const;
 
  private:

@@ -81,7 +81,8 @@ void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan&
 
 void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp) {
   set_expert_counts(object, model, plan.keep);
-  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::config) set_width(object, model, slimming);
+  const Slimming slimming = slimming_of(model, plan, mtp);
+  if (slimming.form == WidthForm::config) set_width(object, model, slimming);
   if (mtp == Mtp::drop) {
     for (const auto key : kMtpCounts) set_where_present(object, key, 0);
   }
@@ -96,12 +97,12 @@ void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Pl
 std::vector<std::string> width_warnings(const Model& model, const Slimming& slimming) {
   std::vector<std::string> out;
   if (slimming.form == WidthForm::listed) {
-    out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so the widths are listed and {} reads "
-                              "them.", slimming.why, kSlimFile));
+    out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so the widths are "
+                              "listed and {} reads them.", slimming.why, kSlimFile));
   } else if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
-    out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json says its width as a "
-                              "multiple of the experts' ({}). A width that divides {} would leave it as it is.", model.shared_width,
-                              slimming.shared_width, slimming.width, model.shared_width));
+    out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json "
+                              "says its width as a multiple of the experts' ({}). A width that divides {} would leave it as "
+                              "it is.", model.shared_width, slimming.shared_width, slimming.width, model.shared_width));
   }
   return out;
 }
@@ -130,14 +131,17 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
     throw InvalidInput(fmt::format("{}: {}: {}; write the checkpoint again", where, kSlimKey, what));
   };
   SlimWidths out;
-  if (!found->is_object() || found->value("version", nlohmann::ordered_json()) != 1) wrong("expected an object of version 1");
+  const bool known = found->is_object() && found->value("version", nlohmann::ordered_json()) == 1;
+  if (!known) wrong("expected an object of version 1");
   const auto first = found->find("input_first"), widths = found->find("widths");
   if (first == found->end() || !first->is_boolean()) wrong("expected input_first, true or false");
   if (widths == found->end() || !widths->is_object() || widths->empty()) wrong("expected widths, an object by layer");
   out.input_first = *first;
   for (const auto& [key, list] : widths->items()) {
     const auto layer = whole_number(key);
-    if (!layer || !list.is_array() || list.empty()) wrong(fmt::format("expected a list of widths by a layer's number, got {}", in_quotes(key)));
+    if (!layer || !list.is_array() || list.empty()) {
+      wrong(fmt::format("expected a list of widths by a layer's number, got {}", in_quotes(key)));
+    }
     auto& of_layer = out.widths[*layer];
     for (const auto& width : list) {
       const bool counts = width.is_number_unsigned() && width.get<std::uint64_t>() <= kMost;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -17,7 +18,9 @@ namespace {
 
 using Shape = std::vector<std::int64_t>;
 
-bool is_shared_expert(Role role) { return role == Role::shared_gate || role == Role::shared_up || role == Role::shared_down; }
+bool is_shared_expert(Role role) {
+  return role == Role::shared_gate || role == Role::shared_up || role == Role::shared_down;
+}
 
 /// One matrix of a tensor: all of it, or an expert's share of a fused one.
 struct Slab {
@@ -29,8 +32,8 @@ struct Slab {
   /// Bytes of one entry of a dimension: of all dimensions after it.
   std::uint64_t inner_bytes(std::size_t dim) const {
     const Shape all = shape();
-    const std::int64_t elements = std::accumulate(all.begin() + static_cast<std::ptrdiff_t>(dim) + 1, all.end(), std::int64_t{1},
-                                                  [](std::int64_t product, std::int64_t n) { return product * n; });
+    const std::int64_t elements = std::accumulate(all.begin() + static_cast<std::ptrdiff_t>(dim) + 1, all.end(),
+                                                  std::int64_t{1}, std::multiplies<>());
     const std::int64_t bits = elements * dtype_bits(tensor.dtype);
     if (bits % 8 != 0) throw InvalidInput(fmt::format("tensor {}: an atomic expert does not end on a byte", tensor.name));
     return static_cast<std::uint64_t>(bits / 8);
@@ -38,7 +41,8 @@ struct Slab {
   Piece piece(int expert, AtomCut cut = {}) const {
     const std::uint64_t begin = fused ? bytes() * static_cast<std::uint64_t>(expert) : 0;
     if (cut.atoms && bytes() % cut.row_bytes != 0) {
-      throw InvalidInput(fmt::format("tensor {}: {} bytes of an expert are not rows of {}", tensor.name, bytes(), cut.row_bytes));
+      throw InvalidInput(fmt::format("tensor {}: {} bytes of an expert are not rows of {}", tensor.name, bytes(),
+                                     cut.row_bytes));
     }
     return {&tensor, begin, begin + bytes(), std::move(cut)};
   }
@@ -80,8 +84,9 @@ OutputTensor order_tensor(const Model& model, const Tensor& tensor, const AtomLa
   const auto stored = model.checkpoint->read(tensor);
   const std::string expected = sorted(layout.matrix().packing.cols);
   if (stored.size() != expected.size() || std::memcmp(stored.data(), expected.data(), expected.size()) != 0) {
-    throw InvalidInput(fmt::format("tensor {}: the columns are ordered by activation (desc_act), so that neighbouring atomic experts do not "
-                                   "share a group and cannot be cut out; plan to drop whole experts instead", tensor.name));
+    throw InvalidInput(fmt::format("tensor {}: the columns are ordered by activation (desc_act), so that neighbouring "
+                                   "atomic experts do not share a group and cannot be cut out; plan to drop whole experts "
+                                   "instead", tensor.name));
   }
   OutputTensor out{tensor, {{&tensor, 0, tensor.size}}};
   out.spec.shape = {length};
@@ -93,17 +98,19 @@ OutputTensor order_tensor(const Model& model, const Tensor& tensor, const AtomLa
   const auto block = layout.block();
   const std::string_view kind = packing_name(layout.matrix().packing.kind);
   if (block == 0) {
-    throw InvalidInput(fmt::format("tensor {}: gate and up share a block of {} codes, so that no atomic expert can be cut out of it; plan to "
-                                   "drop whole experts instead", tensor.name, kind));
+    throw InvalidInput(fmt::format("tensor {}: gate and up share a block of {} codes, so that no atomic expert can be cut "
+                                   "out of it; plan to drop whole experts instead", tensor.name, kind));
   }
-  throw InvalidInput(fmt::format("tensor {}: {} neighbouring atomic experts share their {} codes or scales, and the plan parts some of expert "
-                                 "{}; make the plan with --atom-blocks {} or a multiple of it", tensor.name, block, kind, expert, block));
+  throw InvalidInput(fmt::format("tensor {}: {} neighbouring atomic experts share their {} codes or scales, and the plan "
+                                 "parts some of expert {}; make the plan with --atom-blocks {} or a multiple of it",
+                                 tensor.name, block, kind, expert, block));
 }
 
 /// FP8 in blocks, which may end early at the borders of the matrix.
 bool can_be_quantised_again(const AtomLayout& layout) {
   const Packing& packing = layout.matrix().packing;
-  return packing.kind == PackingKind::fp8 && packing.scale_rows > 1 && layout.matrix().parts[Part::values]->dtype == Dtype::f8_e4m3;
+  const bool in_blocks = packing.kind == PackingKind::fp8 && packing.scale_rows > 1;
+  return in_blocks && layout.matrix().parts[Part::values]->dtype == Dtype::f8_e4m3;
 }
 
 std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -111,7 +118,8 @@ std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / 
 /// Holds a weight as it will be stored against its format, which does not have every width: what passes can be loaded.
 /// @param length_of  of a part's dimension with the atomic experts; nothing for a part without
 template <class LengthOf>
-void check_format(const Model& model, const Tensor& tensor, const AtomLayout& layout, std::int64_t width, const LengthOf& length_of) {
+void check_format(const Model& model, const Tensor& tensor, const AtomLayout& layout, std::int64_t width,
+                  const LengthOf& length_of) {
   const Packing& packing = layout.matrix().packing;
   if (packing.kind == PackingKind::plain) return;
   PackedWeight after = layout.matrix().parts;
@@ -121,10 +129,11 @@ void check_format(const Model& model, const Tensor& tensor, const AtomLayout& la
     if (const auto length = length_of(part)) after[part]->shape.at(length->first) = length->second;
   }
   try {
-    packing_of(after, model.quantisation, layout.along_rows() ? width : packing.rows, layout.along_rows() ? packing.cols : width);
+    const bool rows = layout.along_rows();
+    packing_of(after, model.quantisation, rows ? width : packing.rows, rows ? packing.cols : width);
   } catch (const InvalidInput& problem) {
-    throw InvalidInput(fmt::format("tensor {}: cannot be stored with {} atomic experts: {}; keep another number of them", tensor.name, width,
-                                   problem.what()));
+    throw InvalidInput(fmt::format("tensor {}: cannot be stored with {} atomic experts: {}; keep another number of them",
+                                   tensor.name, width, problem.what()));
   }
 }
 
@@ -198,7 +207,8 @@ std::vector<SlimTensors::Matrix> SlimTensors::matrices(const TensorPlace& place)
 OutputTensor SlimTensors::narrowed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept) const {
   if (place.rule->role == Role::fused_gate_up_bias) return cut(tensor, place, bias_rows(model_), kept);
   const AtomLayout layout(model_, weight_at(model_, place));
-  const auto parted = std::find_if(kept.begin(), kept.end(), [&](const Matrix& matrix) { return !layout.fits(*matrix.atoms); });
+  const auto fits = [&](const Matrix& matrix) { return layout.fits(*matrix.atoms); };
+  const auto parted = std::find_if_not(kept.begin(), kept.end(), fits);
   if (parted != kept.end()) {
     if (!can_be_quantised_again(layout)) refuse_borders(tensor, layout, parted->expert);
     if (place.part == Part::values || place.part == Part::scale) return quantised_again(tensor, place, layout, kept);
@@ -294,9 +304,10 @@ std::optional<OutputTensor> SlimTensors::widened(const Tensor& tensor, const Ten
   if (place.part == Part::order) return order_tensor(model_, tensor, layout, after);
   const bool blocks = place.part == Part::scale && layout.matrix().packing.scale_rows > 1;  // which may end early
   if (!blocks && (before % rows->step != 0 || after % rows->step != 0)) {
-    throw InvalidInput(fmt::format("tensor {}: the shared expert would have to grow from width {} to {}, the next multiple of the experts' new "
-                                   "width {}, and {} neighbours share their codes; keep a number of atomic experts that divides {}", tensor.name,
-                                   before, after, slimming_.width, rows->step, before));
+    throw InvalidInput(fmt::format("tensor {}: the shared expert would have to grow from width {} to {}, the next multiple "
+                                   "of the experts' new width {}, and {} neighbours share their codes; keep a number of "
+                                   "atomic experts that divides {}", tensor.name, before, after, slimming_.width,
+                                   rows->step, before));
   }
   if (place.part == Part::values) {
     check_format(model_, tensor, layout, after, [&](Part part) -> std::optional<std::pair<std::size_t, std::int64_t>> {
@@ -310,7 +321,8 @@ std::optional<OutputTensor> SlimTensors::widened(const Tensor& tensor, const Ten
   AtomRows wide = *rows;
   wide.width = after;
   OutputTensor out{tensor, {}};
-  AtomCut cut = rows->cut(std::make_shared<const AtomRanges>(AtomRanges{{0, static_cast<int>(before)}}), slab.inner_bytes(rows->dim));
+  const auto all = std::make_shared<const AtomRanges>(AtomRanges{{0, static_cast<int>(before)}});
+  AtomCut cut = rows->cut(all, slab.inner_bytes(rows->dim));
   cut.zero_bytes = static_cast<std::uint64_t>(wide.length({}) - rows->length({})) * slab.inner_bytes(rows->dim);
   out.pieces.push_back(slab.piece(-1, std::move(cut)));
   out.spec.shape[rows->dim] = wide.length({});

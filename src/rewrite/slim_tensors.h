@@ -32,7 +32,8 @@ class SlimTensors {
   };
   std::vector<Matrix> matrices(const TensorPlace& place) const;
   OutputTensor narrowed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept) const;
-  OutputTensor cut(const Tensor& tensor, const TensorPlace& place, const AtomRows& rows, const std::vector<Matrix>& kept) const;
+  OutputTensor cut(const Tensor& tensor, const TensorPlace& place, const AtomRows& rows,
+                   const std::vector<Matrix>& kept) const;
   OutputTensor quantised_again(const Tensor& tensor, const TensorPlace& place, const AtomLayout& layout,
                                const std::vector<Matrix>& kept) const;
   void append_listed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept,

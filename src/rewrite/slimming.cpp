@@ -40,10 +40,12 @@ std::optional<int> common_width(const std::vector<const PlanLayer*>& layers) {
 }
 
 [[noreturn]] void refuse(const Model& model, const std::string& why, std::string_view what_to_do) {
-  throw InvalidInput(fmt::format("the plan cannot be written for {}: {}; {}", model.checkpoint->folder().string(), why, what_to_do));
+  throw InvalidInput(fmt::format("the plan cannot be written for {}: {}; {}", model.checkpoint->folder().string(), why,
+                                 what_to_do));
 }
 
-constexpr std::string_view kMakeEqual = "make the plan with --scope expert, which keeps as many atomic experts in every expert";
+constexpr std::string_view kMakeEqual =
+    "make the plan with --scope expert, which keeps as many atomic experts in every expert";
 constexpr std::string_view kKeepWhole = "plan to drop whole experts instead";
 
 /// Widths that only a list can say.
@@ -53,7 +55,9 @@ struct Listed {
   std::string why;
   std::string_view what_to_do;
 
-  [[noreturn]] void no(const std::string& reason) const { refuse(model, fmt::format("{}, and {}", why, reason), what_to_do); }
+  [[noreturn]] void no(const std::string& reason) const {
+    refuse(model, fmt::format("{}, and {}", why, reason), what_to_do);
+  }
   Slimming slimming() const;
   void check_class() const;
   void check_plain() const;
@@ -88,13 +92,15 @@ void Listed::check_plain() const {
     check(tensors[Role::fused_down]);
     for (const auto& expert : tensors.experts) std::for_each(expert.begin(), expert.end(), check);
   }
-  if (!model.quantisation.method.empty()) no(fmt::format("that is not written beside quantised weights ({})", model.quantisation.method));
+  const std::string& method = model.quantisation.method;
+  if (!method.empty()) no(fmt::format("that is not written beside quantised weights ({})", method));
 }
 
 void Listed::check_class() const {
   const std::string type = model.checkpoint->config().value("model_type", "");
   if (std::find(kNotInTransformers.begin(), kNotInTransformers.end(), type) == kNotInTransformers.end()) return;
-  no(fmt::format("transformers has no class for model_type {} that could be taught to read a list of widths", in_quotes(type)));
+  no(fmt::format("transformers has no class for model_type {} that could be taught to read a list of widths",
+                 in_quotes(type)));
 }
 
 /// The class of the source, by config.json or else by the family. Nothing else may get into a file of code.
@@ -102,7 +108,8 @@ std::string Listed::architecture() const {
   const auto& known = model.family->architectures;
   const auto& config = model.checkpoint->config();
   const auto named = config.find("architectures");
-  if (named == config.end() || !named->is_array() || named->empty() || !(*named)[0].is_string()) return std::string(known.front());
+  const bool is_named = named != config.end() && named->is_array() && !named->empty() && (*named)[0].is_string();
+  if (!is_named) return std::string(known.front());
   const std::string name = (*named)[0].get<std::string>();
   if (std::find(known.begin(), known.end(), name) == known.end()) {
     no(fmt::format("config.json names the architecture {}; expected {}", in_quotes(name), fmt::join(known, " or ")));
@@ -134,13 +141,13 @@ Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp) {
   const Family& family = *model.family;
   const bool tied = model.shared_width > 0 && family.shared_width_key == family.expert_width_key;
   if (tied && family.shared_count_key.empty()) {
-    const std::string why = fmt::format("config.json has one number, {}, for the experts and for the shared expert, which keeps its width",
-                                        family.expert_width_key);
+    const std::string why = fmt::format("config.json has one number, {}, for the experts and for the shared expert, which "
+                                        "keeps its width", family.expert_width_key);
     return Listed{model, layers, why, kKeepWhole}.slimming();
   }
   if (mtp == Mtp::keep && model.mtp_layers > 0) {
-    refuse(model, fmt::format("config.json has one width for all experts, and the {} multi-token-prediction block(s) would keep theirs, {}",
-                              model.mtp_layers, model.expert_width),
+    refuse(model, fmt::format("config.json has one width for all experts, and the {} multi-token-prediction block(s) would "
+                              "keep theirs, {}", model.mtp_layers, model.expert_width),
            "choose --mtp prune, with a plan that covers them, or --mtp drop");
   }
   out.form = WidthForm::config;

@@ -72,21 +72,25 @@ void check_class(const Checkpoint& checkpoint, Findings& findings) {
   }
   const auto classes = checkpoint.config().find("auto_map");
   if (classes == checkpoint.config().end() || !classes->is_object() || !classes->contains("AutoModelForCausalLM")) {
-    add_error(findings, "config.json", "auto_map names no class for AutoModelForCausalLM, so that transformers would load another one");
+    add_error(findings, "config.json", "auto_map names no class for AutoModelForCausalLM, so that transformers would load "
+                                       "another one");
   }
 }
 
 void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
   const auto& text = language_model(checkpoint.config());
   const auto type = checkpoint.config().find("model_type");
-  if (type == checkpoint.config().end() || !type->is_string()) return add_error(findings, "config.json", "has no model_type");
+  if (type == checkpoint.config().end() || !type->is_string()) {
+    return add_error(findings, "config.json", "has no model_type");
+  }
   const Family* family = find_family(type->get_ref<const std::string&>());
   if (family == nullptr) return;
   for (const auto key : family->expert_count_keys) {
     const std::int64_t experts = whole_number(text, key);
     for (const auto& [layer, widths] : slim.widths) {
       if (experts < 0 || experts == static_cast<std::int64_t>(widths.size())) continue;
-      add_error(findings, "config.json", fmt::format("moetrim_slim lists {} experts for layer {}, and {} is {}", widths.size(), layer, key, experts));
+      add_error(findings, "config.json", fmt::format("moetrim_slim lists {} experts for layer {}, and {} is {}",
+                                                     widths.size(), layer, key, experts));
     }
   }
 }
@@ -107,12 +111,13 @@ void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& 
       add_error(findings, tensor.name, "is of a layer or an expert that moetrim_slim does not list");
       continue;
     }
-    const Shape expected = shape_of(name->part, widths->second[static_cast<std::size_t>(name->expert)], hidden, slim.input_first);
+    const std::int64_t width = widths->second[static_cast<std::size_t>(name->expert)];
+    const Shape expected = shape_of(name->part, width, hidden, slim.input_first);
     if (expected.empty()) {
       add_error(findings, tensor.name, "is no part of an expert");
     } else if (tensor.shape != expected) {
-      add_error(findings, tensor.name, fmt::format("has shape [{}], expected [{}] by moetrim_slim", fmt::join(tensor.shape, ", "),
-                                                   fmt::join(expected, ", ")));
+      add_error(findings, tensor.name, fmt::format("has shape [{}], expected [{}] by moetrim_slim",
+                                                   fmt::join(tensor.shape, ", "), fmt::join(expected, ", ")));
     }
     seen[name->layer][name->part].insert(name->expert);
   }
@@ -121,7 +126,8 @@ void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& 
     for (const char* part : {"gate", "up", "down"}) parts[part];
     for (const auto& [part, experts] : parts) {
       if (experts.size() == widths.size()) continue;
-      add_error(findings, fmt::format("layer {}", layer), fmt::format("has slim_{} of {} experts, moetrim_slim lists {}", part, experts.size(), widths.size()));
+      add_error(findings, fmt::format("layer {}", layer),
+                fmt::format("has slim_{} of {} experts, moetrim_slim lists {}", part, experts.size(), widths.size()));
     }
   }
 }

@@ -12,6 +12,7 @@ import quantise
 import reference
 from program import moetrim, moetrim_json, write_task
 from test_forward import our_logits
+from test_memory import peak_bytes
 from test_mtp import Mtp
 
 IDS = models.sequences(9, [25, 40, 7])
@@ -40,20 +41,22 @@ def make(folder, family, layout, **changes):
 
 
 def slim(folder, model, widths, kept=None, seed=0):
-    """Writes a plan that keeps random experts and atomic experts: `kept` experts of a layer, all unless it says otherwise, and
-    widths(layer, place) atomic experts of each. Returns the plan."""
+    """Writes a plan that keeps random experts and atomic experts: `kept` experts of a layer, all unless it says otherwise,
+    and widths(layer, place) atomic experts of each. Returns the plan."""
     generator = np.random.default_rng(seed)
     is_a = moetrim_json("inspect", folder / "m")
     experts, groups = is_a["experts"], is_a["groups"]
-    plan = dict(format="moetrim-plan", version=1, method="by hand", variant="executed", checkpoint_fingerprint=is_a["fingerprint"],
-                family=is_a["family"], experts=experts, keep=kept or experts, experts_per_token=is_a["experts_per_token"],
+    plan = dict(format="moetrim-plan", version=1, method="by hand", variant="executed",
+                checkpoint_fingerprint=is_a["fingerprint"], family=is_a["family"], experts=experts,
+                keep=kept or experts, experts_per_token=is_a["experts_per_token"],
                 width=is_a["expert_width"], layers=[], protect=[], source={})
     if groups > 1:
         rule = {"deepseek_v2": "max", "PanguProMoE": "each"}.get(is_a["family"], "top2")
         plan["groups"] = dict(count=groups, chosen=is_a["groups_per_token"], rule=rule)
     size = experts // groups
     for layer in (i for i, module in enumerate(models.layers_of(model)) if reference.moe_of(module)):
-        keep = [g * size + int(e) for g in range(groups) for e in sorted(generator.permutation(size)[:plan["keep"] // groups])]
+        chosen = [sorted(generator.permutation(size)[:plan["keep"] // groups]) for _ in range(groups)]
+        keep = [group * size + int(e) for group, experts in enumerate(chosen) for e in experts]
         atoms = [ranges_of(generator.permutation(plan["width"])[:widths(layer, place)]) for place in range(len(keep))]
         plan["layers"].append(dict(layer=layer, keep=keep, atoms=atoms, unseen=0, unseen_kept=0))
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -115,7 +118,8 @@ def test_widths_that_differ_load_with_our_class(family, layout, tmp_path):
                 kept=models.two_thirds(model.config))
     rewrite(tmp_path)
     loaded, info = load_listed(tmp_path / "out")
-    widths = {str(entry["layer"]): [sum(end - begin for begin, end in ranges) for ranges in entry["atoms"]] for entry in plan["layers"]}
+    widths = {str(entry["layer"]): [sum(end - begin for begin, end in ranges) for ranges in entry["atoms"]]
+              for entry in plan["layers"]}
     assert loaded.config.moetrim_slim["widths"] == widths
     for entry in plan["layers"]:
         experts = reference.moe_of(models.layers_of(loaded)[entry["layer"]])[2]
@@ -146,8 +150,9 @@ def test_a_shared_expert_is_counted_anew(count, width, shared, tmp_path):
     check(tmp_path, model, plan, loaded, info)
 
 
-def test_what_our_class_loads_can_be_saved_and_trained(tmp_path):
-    model = make(tmp_path, "mixtral", None)
+@pytest.mark.parametrize("family", ["mixtral", "llama4_text"])
+def test_what_our_class_loads_can_be_saved_and_trained(family, tmp_path):
+    model = make(tmp_path, family, None)
     slim(tmp_path, model, lambda layer, place: place + 2)
     rewrite(tmp_path)
     loaded, _ = load_listed(tmp_path / "out")
@@ -156,8 +161,31 @@ def test_what_our_class_loads_can_be_saved_and_trained(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(models.logits_of(again, IDS), models.logits_of(loaded, IDS))
     loaded(torch.tensor([IDS[0]]), labels=torch.tensor([IDS[0]])).loss.backward()
-    used = [p.grad is not None for name, p in loaded.named_parameters() if ".slim_" in name]
-    assert any(used)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for name, p in loaded.named_parameters() if ".slim_" in name)
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "gpt_oss"])
+def test_a_plan_evaluated_as_a_mask_equals_the_written_checkpoint(family, tmp_path):
+    model = make(tmp_path, family, None)
+    slim(tmp_path, model, lambda layer, place: 7, kept=models.two_thirds(model.config))
+    rewrite(tmp_path)
+    arguments = ["--task", write_task(tmp_path / "t.jsonl", IDS), "--dtype", "fp32"]
+    masked = moetrim_json("evaluate", tmp_path / "m", "--plan", tmp_path / "plan.json", *arguments)["plans"][0]
+    written = moetrim_json("evaluate", tmp_path / "out", "--against", tmp_path / "m", *arguments)
+    for key in ("loss", "kl", "top1_agreement"):
+        assert masked[key] == pytest.approx(written[key], rel=1e-5)
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    peaks = []
+    for layers in (3, 12):
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        model = make(folder, "qwen3_moe", None, dtype=torch.bfloat16, hidden_size=512, num_hidden_layers=layers,
+                     num_experts=32, moe_intermediate_size=256, mlp_only_layers=[], head_dim=64, vocab_size=1000)
+        slim(folder, model, lambda layer, place: 180)
+        peaks.append(peak_bytes("rewrite", folder / "m", "--plan", folder / "plan.json", "-o", folder / "out"))
+    assert peaks[1] - peaks[0] < 24 * 2 ** 20
 
 
 SIZES = {
@@ -184,14 +212,15 @@ def slim_in_blocks(folder, model, blocks, kept, experts=None):
     generator = np.random.default_rng(5)
     size = plan["width"] // blocks
     for entry in plan["layers"]:
-        entry["atoms"] = [ranges_of(b * size + i for b in generator.permutation(blocks)[:kept] for i in range(size)) for _ in entry["keep"]]
+        chosen = [generator.permutation(blocks)[:kept] for _ in entry["keep"]]
+        entry["atoms"] = [ranges_of(b * size + i for b in some for i in range(size)) for some in chosen]
     (folder / "plan.json").write_text(json.dumps(plan))
     return plan
 
 
 def check_twin(folder, model):
     """The dequantised twin is the model, its weights rounded."""
-    assert moetrim_json("verify", folder / "out")["errors"] == 0 and moetrim_json("verify", folder / "out-bf16")["errors"] == 0
+    assert moetrim_json("verify", folder / "out")["errors"] == moetrim_json("verify", folder / "out-bf16")["errors"] == 0
     loaded, info = models.load(folder / "out-bf16", model)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for name, parameter in model.named_parameters():
@@ -201,8 +230,9 @@ def check_twin(folder, model):
 
 
 # How many blocks an expert has that no code word, scale or zero point reaches over.
-CUT = [("qwen3_moe", "blocks", "fp8 blocks", 3), ("qwen3_moe", None, "fp8 per tensor", 64), ("qwen3_moe", None, "fp8 per channel", 64),
-       ("qwen3_moe", None, "gptq", 2), ("qwen3_moe", None, "awq", 4), ("qwen3_moe", None, "int4", 4), ("qwen3_moe", None, "nvfp4", 4),
+CUT = [("qwen3_moe", "blocks", "fp8 blocks", 3), ("qwen3_moe", None, "fp8 per tensor", 64),
+       ("qwen3_moe", None, "fp8 per channel", 64), ("qwen3_moe", None, "gptq", 2), ("qwen3_moe", None, "awq", 4),
+       ("qwen3_moe", None, "int4", 4), ("qwen3_moe", None, "nvfp4", 4),
        ("deepseek_v3", None, "fp8 blocks", 2), ("gpt_oss", None, "mxfp4", 3)]
 
 
@@ -214,7 +244,7 @@ def test_codes_are_cut_on_their_borders(family, sizes, method, blocks, tmp_path)
     done = json.loads(rewrite(tmp_path, "--also-dtype", "bf16", "--json").stdout)
     assert not [w for w in done["warnings"] if "quantised again" in w]
     before, after = load_file(tmp_path / "m/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert {name: tensor.dtype for name, tensor in after.items()}.items() <= {name: tensor.dtype for name, tensor in before.items()}.items()
+    assert all(tensor.dtype == before[name].dtype for name, tensor in after.items())
     zero_atoms(model, plan)
     assert (our_logits(tmp_path / "out", IDS, "fp32", tmp_path) - models.logits_of(model, IDS)).abs().max() <= 1e-4
     check_twin(tmp_path, model)
@@ -269,7 +299,8 @@ def test_columns_in_another_order_are_refused(tmp_path):
     name = "model.layers.2.mlp.experts.3.down_proj.g_idx"
     tensors[name] = tensors[name].flip(0).contiguous()
     save_file(tensors, tmp_path / "m/model.safetensors", {"format": "pt"})
-    done = moetrim("rewrite", tmp_path / "m", "--plan", tmp_path / "plan.json", "--allow-other-checkpoint", "-o", tmp_path / "other", code=3)
+    done = moetrim("rewrite", tmp_path / "m", "--plan", tmp_path / "plan.json", "--allow-other-checkpoint", "-o",
+                   tmp_path / "other", code=3)
     assert name in done.stderr and "desc_act" in done.stderr
 
 
