@@ -32,7 +32,7 @@ def plan(stats, folder, name, *arguments):
 
 
 def atom_plans(stats, folder, seed):
-    return {(method, scope, removed): plan(stats, folder, f"{method}-{scope}-{removed}", "--method", method, "--seed", seed,
+    return {(method, scope, removed): plan(stats, folder, f"atoms-{method}-{scope}-{removed}", "--method", method, "--seed", seed,
                                            "--keep-atoms", f"{100 - removed}%", "--scope", scope)
             for method in ATOM_METHODS for scope in SCOPES for removed in REMOVED}
 
