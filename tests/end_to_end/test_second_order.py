@@ -22,7 +22,7 @@ METHODS = ["heapr", "heapr-sum", "heapr-joint", "magnitude", "wanda", "heapr-exp
            "taylor", "fisher"]
 # Its reference has a rotary table in the model's precision, where transformers rounds to float32.
 IN_FP64 = [family for family in models.FAMILIES if family != "pangu_pro_moe"]
-IN_FP32 = ["qwen3_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "pangu_pro_moe"]
+IN_FP32 = ["qwen3_moe", "deepseek_v3", "gpt_oss", "pangu_pro_moe"]
 
 
 def calibrate(model, task_files, out, *options, dtype="fp64"):
