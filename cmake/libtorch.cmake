@@ -22,6 +22,8 @@ foreach(name torch_cpu c10)
   target_link_libraries(libtorch INTERFACE ${LIBTORCH_${name}})
 endforeach()
 target_link_options(libtorch INTERFACE -Wl,-rpath,${LIBTORCH_ROOT}/lib)
+# Programs find libmoetrim_cuda.so beside themselves, those of the tests one folder up.
+set(CMAKE_BUILD_RPATH "$ORIGIN;$ORIGIN/..")
 
 # CUDA: nvcc and the runtime, from the toolkit of CUDACXX or from PyPI's cuda-toolkit beside torch.
 set(MOETRIM_HAS_CUDA OFF)
@@ -43,9 +45,11 @@ if(MOETRIM_CUDA)
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit REQUIRED)
-    # torch_cuda registers its kernels when it is loaded, and no symbol of it is referenced.
-    target_link_libraries(libtorch INTERFACE -Wl,--no-as-needed ${LIBTORCH_torch_cuda} ${LIBTORCH_c10_cuda} -Wl,--as-needed CUDA::cudart)
-    target_link_options(libtorch INTERFACE -Wl,-rpath,${CUDAToolkit_LIBRARY_DIR})
+    # Only libmoetrim_cuda.so links these. torch_cuda registers its kernels when it is loaded, and no symbol of it is referenced.
+    add_library(libtorch_cuda INTERFACE)
+    target_link_libraries(libtorch_cuda INTERFACE libtorch -Wl,--no-as-needed ${LIBTORCH_torch_cuda} ${LIBTORCH_c10_cuda}
+                          -Wl,--as-needed CUDA::cudart)
+    target_link_options(libtorch_cuda INTERFACE -Wl,-rpath,${CUDAToolkit_LIBRARY_DIR})
     set(MOETRIM_HAS_CUDA ON)
   else()
     message(STATUS "No nvcc or no CUDA LibTorch: building for the CPU alone")

@@ -4,11 +4,9 @@
 
 #include <ATen/ATen.h>
 
+#include "forward/cuda_library.h"
 #include "forward/kernels_aten.h"
 #include "forward/kernels_cpu.h"
-#ifdef MOETRIM_CUDA
-#include "forward/expert_output.h"
-#endif
 
 namespace moetrim::kernels {
 
@@ -128,9 +126,7 @@ void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double 
 
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
                   at::Tensor& sum, at::Tensor& norms, at::Tensor& max_abs) {
-#ifdef MOETRIM_CUDA
-  if (f.is_cuda() && f.scalar_type() != at::kDouble) return expert_output_cuda(f, rows, gates, sum, norms, max_abs);
-#endif
+  if (f.is_cuda() && f.scalar_type() != at::kDouble) return cuda::library().scatter_rows(f, rows, gates, sum, norms, max_abs);
   if (!has_loops(f)) return aten::scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
   table(numerics).scatter(f.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), gates.const_data_ptr<float>(), f.size(0),
                           f.size(1), sum.mutable_data_ptr<float>(), norms.mutable_data_ptr<float>(),

@@ -6,25 +6,13 @@
 #include <fmt/format.h>
 
 #include "family/place_tensors.h"
+#include "forward/cuda_library.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
 
 namespace moetrim {
 
 namespace {
-
-at::Device parse_device(const std::string& name) {
-  if (name != "cpu" && !name.starts_with("cuda")) {
-    throw UsageError(fmt::format("unknown device \"{}\"; expected cpu or cuda:0", name));
-  }
-  try {
-    const at::Device device(name);
-    if (device.is_cuda()) at::empty({1}, at::TensorOptions().device(device));
-    return device;
-  } catch (const c10::Error& error) {
-    throw InvalidInput(fmt::format("device {} cannot be used: {}", name, error.what_without_backtrace()));
-  }
-}
 
 void check_all_known(const Model& model) {
   const auto& tensors = model.checkpoint->tensors();
@@ -42,7 +30,7 @@ void check_all_known(const Model& model) {
 Workplace::Workplace(const Model& m, const ForwardOptions& o)
     : model(m),
       options(o),
-      device(parse_device(o.device)),
+      device(cuda::open_device(o.device)),
       numerics(Numerics::choose(o.precision, device)),
       rotary(m, numerics, device),
       pool(device.is_cpu() ? (o.threads > 0 ? o.threads : usable_cores()) : 1),

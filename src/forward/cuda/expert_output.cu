@@ -1,14 +1,11 @@
 // CUDA kernel over an expert's output: one block per row reads the row once, adds it to the token's sum with its gate
 // weight, and reduces its norm and largest magnitude. Rows of a tile belong to different tokens: no atomics.
 
-#include "forward/expert_output.h"
-
-#include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <cuda_bf16.h>
 
-namespace moetrim::kernels {
+#include "forward/cuda/launch.h"
+
+namespace moetrim::cuda {
 
 namespace {
 
@@ -51,23 +48,16 @@ __global__ void expert_output(const Element* f, const int* rows, const float* ga
 
 }  // namespace
 
-void expert_output_cuda(const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates, at::Tensor& sum,
-                        at::Tensor& norms, at::Tensor& max_abs) {
-  if (f.size(0) == 0) return;
-  const c10::cuda::CUDAGuard guard(f.device());
-  const auto stream = at::cuda::getCurrentCUDAStream();
-  const auto blocks = static_cast<unsigned>(f.size(0));
+void scatter_rows(Element element, const void* f, const std::int32_t* rows, const float* gates, std::int64_t count,
+                  std::int64_t width, float* sum, float* norms, float* max_abs, cudaStream_t stream) {
   const auto launch = [&](const auto* data) {
-    expert_output<<<blocks, kThreads, 0, stream>>>(data, rows.const_data_ptr<int>(), gates.const_data_ptr<float>(), f.size(1),
-                                                   sum.mutable_data_ptr<float>(), norms.mutable_data_ptr<float>(),
-                                                   max_abs.mutable_data_ptr<float>());
+    expert_output<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(data, rows, gates, width, sum, norms, max_abs);
   };
-  if (f.scalar_type() == at::kFloat) {
-    launch(f.const_data_ptr<float>());
+  if (element == Element::fp32) {
+    launch(static_cast<const float*>(f));
   } else {
-    launch(reinterpret_cast<const __nv_bfloat16*>(f.const_data_ptr<at::BFloat16>()));
+    launch(static_cast<const __nv_bfloat16*>(f));
   }
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace moetrim::kernels
+}  // namespace moetrim::cuda
