@@ -4,15 +4,16 @@
 Usage: calibrate_vs_transformers.py [--model FOLDER] [--sequences 64] [--length 512] [--units 3] [--search 4]
                                     [--setting float32 eager 2]
 
+--model names a folder; where it has no checkpoint yet, its last part says which model of make_model.py is made there.
 Each unit runs every contender once, in turn, so that a machine whose speed drifts treats them alike; the medians of CPU time
 and their ratios are printed, with the peak memory and the matrix product's own speed as the limit. transformers is first
 tried over dtype, experts implementation and batch size on --search sequences; its fastest setting is then the bar. Its time
-is that of the forward passes alone; moetrim's is the whole process, reading included.
+is that of the forward passes alone; moetrim's is the whole process, reading included. The share of the peak is the operations of the
+model's matrices and attention over CPU time, beside the product's speed at its best size.
 """
 import argparse
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
@@ -21,9 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
+from measure import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parents[1]
-VOCABULARY = 8192  # of make_qwen3_moe.py, which is not imported: a child is charged with its parent's memory
-ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 
 
 def transformers_unit(model, task, dtype, experts, batch, limit):
@@ -50,15 +52,34 @@ def run_transformers(arguments, task, setting, limit):
 
 
 def run_moetrim(arguments, task, extra):
-    """CPU seconds of the whole process and its peak memory, from the kernel."""
     with tempfile.TemporaryDirectory() as folder:
         command = [ROOT / "build/moetrim", "calibrate", arguments.model, "--task", task, "--dtype", "bf16", "--quiet", *extra]
         if "none" not in extra:
             command += ["-o", f"{folder}/x.stats"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
-        _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, "moetrim failed"
-    return {"seconds": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss * 1024}
+        cost = measure.run(command)
+    return {"seconds": cost.cpu_seconds, "peak": cost.peak_bytes}
+
+
+def operations_per_token(model, length):
+    """Multiplications and additions of the layers' matrices, and of attention over what a token may see on average."""
+    config = json.loads(Path(model, "config.json").read_text())
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    expert = 3 * hidden * config["moe_intermediate_size"]
+    experts = next(config[key] for key in ("n_routed_experts", "num_local_experts", "num_experts") if key in config)
+    sparse = expert * (config["num_experts_per_tok"] + config.get("n_shared_experts", 0)) + hidden * experts
+    if "kv_lora_rank" in config:
+        query, value = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["v_head_dim"]
+        low, rank = config["q_lora_rank"], config["kv_lora_rank"]
+        attention = (hidden * (low + rank + config["qk_rope_head_dim"]) + low * heads * query +
+                     rank * heads * (config["qk_nope_head_dim"] + value) + heads * value * hidden)
+    else:
+        query = value = config["head_dim"]
+        attention = hidden * query * 2 * (heads + config["num_key_value_heads"])
+    seen = heads * (query + value) * (length + 1) / 2
+    dense = config.get("first_k_dense_replace", 0)
+    layers = config["num_hidden_layers"]
+    return 2 * (layers * (attention + seen) + (layers - dense) * sparse + dense * 3 * hidden * config["intermediate_size"])
+
 
 
 def gemm_speed(dtype, rows):
@@ -104,9 +125,10 @@ def main():
         dtype, experts, batch, limit, task = arguments.unit
         return transformers_unit(arguments.model, task, dtype, experts, int(batch), int(limit))
     if not Path(arguments.model, "config.json").exists():
-        subprocess.run([sys.executable, ROOT / "benchmarks/make_qwen3_moe.py", arguments.model], check=True, env=ENVIRONMENT)
+        subprocess.run([sys.executable, ROOT / "benchmarks/make_model.py", Path(arguments.model).name, arguments.model], check=True,
+                       env=ENVIRONMENT)
     task = Path(arguments.model).parent / f"random-{arguments.sequences}x{arguments.length}.jsonl"
-    write_task(task, arguments.sequences, arguments.length)
+    measure.write_task(task, arguments.sequences, arguments.length)
 
     peaks = {dtype: max(gemm_speed(dtype, rows) for rows in (256, 1024)) for dtype in ("bfloat16", "float32")}
     print("matrix product, one core: " + ", ".join(f"{d} {p:.0f} GFLOP/s" for d, p in peaks.items()), flush=True)
@@ -127,14 +149,9 @@ def main():
         print(f"| {name} | {seconds / tokens * 1e3:.2f} | {tokens / seconds:.0f} | {bar / seconds:.2f}x | "
               f"{max(r['peak'] for r in runs) / 2**30:.2f} GiB |")
     both = [statistics.median(r["seconds"] for r in results[n]) for n in list(results)[1:]]
-    print(f"\nstatistics cost {100 * (both[0] / both[1] - 1):.1f}% over --statistics none")
-
-
-def write_task(file, sequences, length):
-    generator = random.Random(0)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps({"input_ids": [generator.randrange(VOCABULARY) for _ in range(length)]}) + "\n"
-                            for _ in range(sequences)))
+    speed = operations_per_token(arguments.model, arguments.length) * tokens / both[0] / 1e9
+    print(f"\nwith statistics {speed:.1f} GFLOP/s, {100 * speed / max(peaks.values()):.0f}% of the product's peak")
+    print(f"statistics cost {100 * (both[0] / both[1] - 1):.1f}% over --statistics none")
 
 
 if __name__ == "__main__":

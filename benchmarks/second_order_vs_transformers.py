@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from calibrate_vs_transformers import ENVIRONMENT, ROOT, run_moetrim, write_task
+from calibrate_vs_transformers import ROOT, run_moetrim
+from measure import ENVIRONMENT, write_task
 
 
 def transformers_unit(model, task, dtype, batch, sums_file):
@@ -132,7 +133,7 @@ def main():
     if arguments.unit:
         return transformers_unit(arguments.model, arguments.unit[0], arguments.dtype, arguments.batch, arguments.unit[1])
     if not Path(arguments.model, "config.json").exists():
-        subprocess.run([sys.executable, ROOT / "benchmarks/make_qwen3_moe.py", arguments.model], check=True, env=ENVIRONMENT)
+        subprocess.run([sys.executable, ROOT / "benchmarks/make_model.py", "qwen3-moe", arguments.model], check=True, env=ENVIRONMENT)
     task = Path(arguments.model).parent / f"random-{arguments.sequences}x{arguments.length}.jsonl"
     write_task(task, arguments.sequences, arguments.length)
 
