@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 cuda=${MOETRIM_CUDA:-ON}
 step() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 
-packages=(g++ ccache mold git ca-certificates python3 python3-venv catch2 libcli11-dev nlohmann-json3-dev libxxhash-dev)
+packages=(g++ ccache mold git ca-certificates python3 python3-venv catch2 libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

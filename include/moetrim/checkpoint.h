@@ -2,6 +2,7 @@
 // Nothing here knows what a tensor means, and nothing here needs LibTorch.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -75,6 +76,8 @@ class SafetensorsFile {
   std::vector<std::byte> read(const Tensor& tensor) const;
   /// Tells the kernel that the page cache need not keep these bytes.
   void drop_cache(const Tensor& tensor) const;
+  /// For readers with ways of their own. It stays the file's, and is open for reading.
+  int descriptor() const { return descriptor_; }
 
  private:
   SafetensorsFile() = default;
@@ -151,6 +154,55 @@ class Checkpoint {
   std::vector<Tensor> tensors_;
   std::map<std::string, std::size_t, std::less<>> by_name_;
   std::uint64_t total_bytes_ = 0;
+};
+
+/// Bytes [begin, begin + size) of a tensor of a checkpoint.
+struct ByteRange {
+  const Tensor* tensor = nullptr;
+  std::uint64_t begin = 0;
+  std::uint64_t size = 0;
+};
+
+/// What is to become of the page cache.
+enum class PageCache : std::uint8_t {
+  use,     ///< bytes that are there are taken from it, and what is read stays
+  bypass,  ///< for more bytes than it can hold: read around it (O_DIRECT) where the file system can, else dropped after use
+};
+
+/// What reading for a computation took. Counted up by any number of passes.
+struct ReadingTime {
+  std::atomic<std::uint64_t> bytes{0};
+  std::atomic<std::int64_t> reading_ns{0};  ///< while something was being read
+  std::atomic<std::int64_t> waited_ns{0};   ///< while the computation waited for it
+};
+
+/// Reads ranges in the order they are asked for, through a fixed ring of blocks, several of which are under way at a time:
+/// by io_uring where the kernel offers it, else by threads in pread. Ranges that touch in a file are read as one. Not for
+/// several threads at once; the checkpoint must outlive it.
+class BlockReader {
+ public:
+  static constexpr std::size_t kBlockBytes = std::size_t{4} << 20;
+  static constexpr std::size_t kBlocks = 8;   ///< 32 MiB in all, taken as they are first used
+
+  BlockReader(const Checkpoint& checkpoint, PageCache cache);
+  ~BlockReader();
+  BlockReader(const BlockReader&) = delete;
+  BlockReader& operator=(const BlockReader&) = delete;
+
+  /// Asks for a range, after those asked for before. An empty one is nothing.
+  void add(const ByteRange& range);
+  /// True while less is asked for than can be under way at once: time to add more.
+  bool hungry() const;
+  /// The next bytes of what was asked for, at most to the end of a range; empty when there is no more. Valid until the next
+  /// call. Waits for them.
+  /// @throws InvalidInput when a file became shorter meanwhile; Error on an I/O error.
+  std::span<const std::byte> next();
+  /// Bytes read so far; whole pages, so a little more than was asked for.
+  std::uint64_t bytes_read() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
 };
 
 /// Reads a JSON file of up to 256 MiB and 512 levels. Invalid UTF-8 and a key twice in one object are refused.

@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "moetrim/family.h"
+#include "moetrim/run_options.h"
 
 namespace moetrim {
 
@@ -24,6 +25,7 @@ struct ForwardOptions {
   std::uint64_t read_ahead_bytes = 256ULL << 20;  ///< weights read before they are needed
   bool drop_page_cache = false;      ///< tell the kernel not to keep weights that were read
   bool mtp = false;                  ///< run multi-token-prediction blocks after the layers
+  ReadingTime* reading = nullptr;    ///< counts what reading takes, when given
 };
 
 /// Tokens of one sequence inside a batch; attention does not cross sequences.
@@ -63,6 +65,11 @@ struct RoutedLayer {
   std::vector<float> norms;           ///< [T, K] |f|2 of the expert's output before the gate
   std::vector<float> max_abs;         ///< [T, K] max |f| over channels
   std::vector<double> turns;          ///< [T] max(0, 1 - cos(h, h + r)): r is the routed experts' sum, h the residual before it
+
+  /// The experts that tokens [begin, begin + count) chose.
+  std::span<const std::int32_t> ids_of(std::int64_t begin, std::int64_t count) const {
+    return std::span(ids).subspan(static_cast<std::size_t>(begin * experts_per_token), static_cast<std::size_t>(count * experts_per_token));
+  }
 };
 
 /// Runs a batch layer by layer. The model and its checkpoint must outlive it.
@@ -97,11 +104,25 @@ class Forward {
   static std::uint64_t bytes_per_token(const Model& model, Precision precision);
   /// Bytes that the weights in work need.
   static std::uint64_t weight_bytes(const Model& model, const ForwardOptions& options);
+  /// Multiply-adds times two of the layers' matrix products, for sequences of these lengths.
+  static double operations(const Model& model, std::span<const std::int64_t> lengths);
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// What this machine does with this checkpoint, measured in a tenth of a second.
+struct MachineRates {
+  double operations_per_second = 0;   ///< of matrix products, all threads together
+  double bytes_per_second = 0;        ///< read from the checkpoint, as far as it is not in the page cache already
+
+  /// Of a run: weights are read while others are used, so that the slower of the two counts.
+  double seconds(double operations, std::uint64_t bytes) const;
+};
+
+/// @throws InvalidInput when the device cannot be used.
+MachineRates measure_rates(const Model& model, const RunOptions& options);
 
 /// A token that the loss is taken of: the logits of `row` against the token after it.
 struct Prediction {

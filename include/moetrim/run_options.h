@@ -8,11 +8,14 @@
 
 namespace moetrim {
 
+struct ReadingTime;
+
 struct RunOptions {
   std::string precision = "bf16";   ///< what activations are rounded to: "fp32", "bf16" or "fp64"
   std::string device = "cpu";       ///< "cpu" or "cuda:N"
   int threads = 0;                  ///< 0: all cores that the process may use
   std::uint64_t max_memory = 0;     ///< bytes that the process may use; 0: what the machine or its cgroup has left
+  ReadingTime* reading = nullptr;   ///< counts what reading the weights takes, when given
   /// Set by a signal handler: the run ends after the layer in work.
   const std::atomic<bool>* stop = nullptr;
   /// Called as work is done, with the part done and the whole in a unit of the run's own.

@@ -189,14 +189,13 @@ class Generator {
     prepare_record(model_, static_cast<int>(index), normed.size(0), routed);
     const LayerMask* mask = mask_.empty() || mask_[index].kept.empty() ? nullptr : &mask_[index];
     route_tile(context_, layer.weights, normed, 0, [mask](std::int64_t) { return mask; }, routed, scratch_[0]);
-    std::size_t expert = 0;
     const at::Tensor stored = normed.to(numerics_.stored());
-    const auto next_expert = [&]() -> ExpertLoader {
-      return [&weights = layer.experts[expert++]] { return weights; };
+    const FetchExpert fetch = [&](int expert) -> ExpertLoader {
+      return [&weights = layer.experts[static_cast<std::size_t>(expert)]] { return weights; };
     };
     MaskOfToken of_all;
     if (mask != nullptr) of_all = [mask](std::int64_t) { return mask; };
-    run_experts(context_, next_expert, stored, of_all, routed, sum, pool_, scratch_);
+    run_experts(context_, fetch, stored, of_all, routed, sum, pool_, scratch_);
   }
 
   /// Takes the most probable token of every answer; drops the answers that are complete.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -38,6 +39,7 @@ struct Backward::State : Workplace {
   void start(TokenBatch tokens, int top, at::Tensor gradient_after);
   /// Loss of some predictions; writes the gradient of their rows.
   double take_loss(const HeadWeights& head, const at::Tensor& hidden, std::span<const Prediction> predictions);
+  void want_all_experts();
   void route_again(const LayerTensors& tensors, const LayerWeights& weights, const at::Tensor& hidden);
   void reverse_moe(const LayerTensors& tensors, ReversedLayer& reversed);
   /// Through everything but the routed experts.
@@ -149,14 +151,21 @@ void Backward::run_layer(const at::Tensor& hidden, ReversedLayer& reversed) {
   const c10::NoGradGuard no_tape;
   State& s = *state_;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
-  const LayerWeights weights = load_layer(s.model, tensors, s.stream->next(), s.numerics, s.device);
+  const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device);
   const at::Tensor before = hidden.to(s.device, s.numerics.stored());
   if (tensors.sparse) {
+    if (reversed.sums.down_squares.empty()) s.want_all_experts();  // their weights are measured, whoever chose them
     s.route_again(tensors, weights, before);
     s.reverse_moe(tensors, reversed);
   }
   if (s.layer > s.lowest) s.pass_gradient_on(tensors, weights, before);
   --s.layer;
+}
+
+void Backward::State::want_all_experts() {
+  std::vector<std::int32_t> all(static_cast<std::size_t>(model.experts));
+  std::iota(all.begin(), all.end(), 0);
+  stream->want_experts(all);
 }
 
 /// The first half of the layer by the same code as in the forward sweep, so that no near tie routes a token elsewhere.
@@ -170,6 +179,7 @@ void Backward::State::route_again(const LayerTensors& tensors, const LayerWeight
     const at::Tensor normed = attend_and_norm(context, tensors, weights, tile.parts, rows, own);
     moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
     route_tile(context, weights, normed, tile.begin, [](std::int64_t) { return nullptr; }, routed, own);
+    stream->want_experts(routed.ids_of(tile.begin, tile.tokens));
   });
 }
 
@@ -180,15 +190,14 @@ void Backward::State::reverse_moe(const LayerTensors& tensors, ReversedLayer& re
   reversed.experts_per_token = routed.experts_per_token;
   reversed.ids = routed.ids;
   of_experts.of_input = layer > lowest ? at::zeros_like(gradient) : at::Tensor();
-  int expert = 0;
-  const auto next_expert = [&]() -> ExpertLoader {
-    return [this, &tensors, number = expert++, bytes = stream->next()] {
+  const FetchExpert fetch = [&](int expert) -> ExpertLoader {
+    return [this, &tensors, expert, bytes = stream->take_expert(expert)] {
       const c10::NoGradGuard no_tape;
-      return load_expert(model, tensors, number, bytes, numerics, device);
+      return load_expert(model, tensors, expert, bytes, numerics, device);
     };
   };
   const at::Tensor of_output = model.residual_scale == 1.0 ? gradient : gradient * model.residual_scale;
-  reverse_experts(context, next_expert, {moe_input, of_output, routed, tasks}, reversed, of_experts, pool, scratch);
+  reverse_experts(context, fetch, {moe_input, of_output, routed, tasks}, reversed, of_experts, pool, scratch);
 }
 
 void Backward::State::pass_gradient_on(const LayerTensors& tensors, const LayerWeights& weights, const at::Tensor& hidden) {

@@ -105,7 +105,7 @@ void measure_weights(const ExpertWeights& weights, int expert, AtomSums& sums) {
 
 }  // namespace
 
-void reverse_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const ExpertPoint& point,
+void reverse_experts(const TileContext& context, const FetchExpert& fetch, const ExpertPoint& point,
                      ReversedLayer& reversed, ExpertGradients& gradients, ThreadPool& pool, std::vector<TileScratch>& scratch) {
   const RoutedLayer& routed = point.routed;
   const ExpertRows rows = ExpertRows::group(routed);
@@ -117,7 +117,7 @@ void reverse_experts(const TileContext& context, const std::function<ExpertLoade
   }
   reversed.products.resize(routed.ids.size());
   gradients.of_gates.resize(routed.ids.size());
-  TileQueue queue(rows, next_expert, measured ? Visit::routed : Visit::every);
+  TileQueue queue(rows, fetch, measured ? Visit::routed : Visit::every);
   TurnGate turn;
   const Numerics exact{.precision = context.numerics.precision == Precision::fp64 ? Precision::fp64 : Precision::fp32};
   pool.run(pool.size(), [&](std::int64_t, int worker) {

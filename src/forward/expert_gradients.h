@@ -25,9 +25,9 @@ struct ExpertGradients {
 };
 
 /// Runs every expert backwards over its rows, see Backward. Sums have one order whatever the thread count.
-/// @param next_expert  see TileQueue
-/// @param reversed     products and sums are filled
-void reverse_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const ExpertPoint& point,
+/// @param fetch     see TileQueue
+/// @param reversed  products and sums are filled
+void reverse_experts(const TileContext& context, const FetchExpert& fetch, const ExpertPoint& point,
                      ReversedLayer& reversed, ExpertGradients& gradients, ThreadPool& pool, std::vector<TileScratch>& scratch);
 
 }  // namespace moetrim

@@ -45,13 +45,13 @@ const ExpertWeights& LazyExpert::weights() {
 std::optional<TileTask> TileQueue::take() {
   const std::lock_guard lock(mutex_);
   const auto experts = rows_.start.size() - 1;
-  while (next_row_ == expert_end_ && !(fresh_ && visit_ == Visit::every)) {
+  while (next_row_ == expert_end_ && !fresh_) {
     if (expert_ == experts) return std::nullopt;
-    // An expert without rows is fetched all the same: the stream delivers every expert in turn.
-    lazy_ = std::make_shared<LazyExpert>(next_expert_());
     next_row_ = rows_.start[expert_];
-    expert_end_ = rows_.start[++expert_];
-    fresh_ = true;
+    expert_end_ = rows_.start[expert_ + 1];
+    fresh_ = next_row_ < expert_end_ || visit_ == Visit::every;
+    if (fresh_) lazy_ = std::make_shared<LazyExpert>(fetch_(static_cast<int>(expert_)));
+    ++expert_;
   }
   TileTask task{.weights = lazy_,
                 .expert = static_cast<int>(expert_) - 1,

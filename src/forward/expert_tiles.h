@@ -29,6 +29,9 @@ struct ExpertRows {
 /// Makes an expert's weights of bytes that are there: conversion and dequantisation, worth a thread of its own.
 using ExpertLoader = std::function<ExpertWeights()>;
 
+/// Fetches an expert's bytes; what it returns makes the weights of them.
+using FetchExpert = std::function<ExpertLoader(int expert)>;
+
 /// Weights that the first worker who needs them makes, while the others go on with other experts.
 class LazyExpert {
  public:
@@ -59,16 +62,15 @@ enum class Visit : std::uint8_t {
 /// Hands out tiles expert by expert; the worker that crosses into a new expert fetches its weights.
 class TileQueue {
  public:
-  /// @param next_expert  fetches expert 0, 1, … in turn, never concurrently; what it returns makes the weights, once and on
-  ///                     any worker.
-  TileQueue(const ExpertRows& rows, const std::function<ExpertLoader()>& next_expert, Visit visit)
-      : rows_(rows), next_expert_(next_expert), visit_(visit) {}
+  /// @param fetch  called for each expert that is visited, in ascending order, never concurrently; what it returns makes the
+  ///               weights, once and on any worker.
+  TileQueue(const ExpertRows& rows, const FetchExpert& fetch, Visit visit) : rows_(rows), fetch_(fetch), visit_(visit) {}
 
   std::optional<TileTask> take();
 
  private:
   const ExpertRows& rows_;
-  const std::function<ExpertLoader()>& next_expert_;
+  const FetchExpert& fetch_;
   Visit visit_;
   std::mutex mutex_;
   std::shared_ptr<LazyExpert> lazy_;

@@ -56,11 +56,11 @@ at::Tensor expert_input(const TileContext& context, const TileRows& rows, const 
   return gathered;
 }
 
-void run_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const at::Tensor& x,
+void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
                  std::vector<TileScratch>& scratch) {
   const ExpertRows rows = ExpertRows::group(routed);
-  TileQueue queue(rows, next_expert, Visit::routed);
+  TileQueue queue(rows, fetch, Visit::routed);
   TurnGate turn;
   pool.run(pool.size(), [&](std::int64_t, int worker) {
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];

@@ -12,11 +12,11 @@ namespace moetrim {
 
 /// Runs every expert over its rows and adds gate * output into `sum`. Fills routed.norms and routed.max_abs.
 /// Tiles are computed by any worker but added in the order (expert, token): one order of sums whatever the thread count.
-/// @param next_expert  see TileQueue
-/// @param x            [T, H] stored, the block's normalised input
-/// @param mask         which atomic experts are switched off for a token; may be empty
-/// @param sum          [T, H] wide, zeroed by the caller
-void run_experts(const TileContext& context, const std::function<ExpertLoader()>& next_expert, const at::Tensor& x,
+/// @param fetch  see TileQueue
+/// @param x      [T, H] stored, the block's normalised input
+/// @param mask   which atomic experts are switched off for a token; may be empty
+/// @param sum    [T, H] wide, zeroed by the caller
+void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
                  std::vector<TileScratch>& scratch);
 

@@ -78,8 +78,7 @@ void Forward::run_layer(RoutedLayer& routed) {
   State& s = *state_;
   const c10::InferenceMode no_autograd;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
-  const WeightBuffer bytes = s.stream->next();
-  const LayerWeights weights = load_layer(s.model, tensors, bytes, s.numerics, s.device);
+  const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device);
   if (tensors.mtp) s.join_next_tokens(weights);
   prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
   s.run_attention(tensors, weights, routed);
@@ -133,6 +132,8 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
       route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own);
+      // Read while the other tiles are still being routed.
+      stream->want_experts(routed.ids_of(tile.begin, tile.tokens));
     } else {
       kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own),
                         model.residual_scale);
@@ -149,16 +150,15 @@ const LayerMask* Forward::State::mask_of_token(std::int64_t token) const {
 
 void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
   routed_sum.zero_();
-  int expert = 0;
-  const auto next_expert = [&]() -> ExpertLoader {
-    return [this, &tensors, number = expert++, bytes = stream->next()] {
+  const FetchExpert fetch = [&](int expert) -> ExpertLoader {
+    return [this, &tensors, expert, bytes = stream->take_expert(expert)] {
       const c10::InferenceMode no_autograd;
-      return load_expert(model, tensors, number, bytes, numerics, device);
+      return load_expert(model, tensors, expert, bytes, numerics, device);
     };
   };
   MaskOfToken mask;
   if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
-  run_experts(context, next_expert, moe_input, mask, routed, routed_sum, pool, scratch);
+  run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch);
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
   });
@@ -219,7 +219,7 @@ std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& op
   std::uint64_t largest = 0;
   for (const auto& layer : model.layer) {
     std::uint64_t bytes = 0;
-    for (const auto& range : layer_group(layer)) bytes += range.size;
+    for (const auto& range : layer_group(layer)) bytes += 2 * range.size;  // and those of the next layer
     for (const Weight& weight : layer.by_role) {
       if (!weight || where_of(weight.rule->role) == Where::experts) continue;
       std::uint64_t elements = 1;
@@ -231,7 +231,7 @@ std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& op
   const auto expert = static_cast<std::uint64_t>(3 * model.expert_width * model.hidden);
   const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
   // An expert a worker and the next one, each as bytes, dequantised, and as fp32 twice while gate and up are joined.
-  return largest + (threads + 1) * expert * 12 + options.read_ahead_bytes;
+  return largest + (threads + 1) * expert * 12 + options.read_ahead_bytes + BlockReader::kBlocks * BlockReader::kBlockBytes;
 }
 
 }  // namespace moetrim

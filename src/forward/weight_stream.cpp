@@ -2,8 +2,12 @@
 
 #include "forward/weight_stream.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <map>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -21,25 +25,84 @@ std::uint64_t group_bytes(const WeightGroup& group) {
   return bytes;
 }
 
-}  // namespace
-
-/// Buffers that came back, by size. Fresh memory costs a page fault per 4 KiB, and experts are all of one size.
-struct WeightStream::FreeList {
-  ~FreeList() {
-    for (auto& [size, buffer] : buffers) std::free(buffer);
+/// Adds the time from its making to its end.
+class Stopwatch {
+ public:
+  explicit Stopwatch(std::atomic<std::int64_t>* nanoseconds) : sum_(nanoseconds), begin_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() {
+    const auto passed = std::chrono::steady_clock::now() - begin_;
+    if (sum_ != nullptr) *sum_ += std::chrono::duration_cast<std::chrono::nanoseconds>(passed).count();
   }
-  std::mutex mutex;
-  std::multimap<std::size_t, std::byte*> buffers;
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  std::atomic<std::int64_t>* sum_;
+  std::chrono::steady_clock::time_point begin_;
 };
 
-WeightStream::WeightStream(const Checkpoint& checkpoint, std::vector<WeightGroup> groups, std::uint64_t ahead_bytes,
-                           bool drop_cache)
-    : checkpoint_(checkpoint),
-      groups_(std::move(groups)),
-      ahead_bytes_(ahead_bytes),
-      drop_cache_(drop_cache),
-      free_(std::make_shared<FreeList>()),
-      reader_([this] { read_all(); }) {}
+}  // namespace
+
+/// Buffers that came back. Fresh memory costs a page fault per 4 KiB, and experts are all of about one size.
+class WeightStream::BufferPool {
+ public:
+  explicit BufferPool(const BufferMemory& memory) : memory_(memory.allocate != nullptr ? memory : kHeap) {}
+  ~BufferPool() {
+    for (auto& [size, memory] : idle_) memory_.release(memory);
+  }
+  BufferPool(const BufferPool&) = delete;
+  BufferPool& operator=(const BufferPool&) = delete;
+
+  /// @param reused  whether it comes back here; else its memory is freed
+  static WeightBuffer make(const std::shared_ptr<BufferPool>& pool, std::uint64_t bytes, bool reused) {
+    const std::size_t wanted = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    auto [size, memory] = reused ? pool->take(wanted) : std::pair{wanted, fresh(kHeap, wanted)};
+    if (!reused) return {memory, kHeap.release};
+    return {memory, [size = size, pool](std::byte* returned) { pool->put(size, returned); }};
+  }
+
+ private:
+  static constexpr BufferMemory kHeap{
+      .allocate = [](std::size_t size) { return static_cast<std::byte*>(std::aligned_alloc(kAlignment, size)); },
+      .release = [](std::byte* memory) { std::free(memory); }};
+
+  static std::byte* fresh(const BufferMemory& from, std::size_t size) {
+    auto* memory = from.allocate(size);
+    if (memory == nullptr && size > 0) throw OutOfResources(fmt::format("no memory for {} bytes of weights", size));
+    return memory;
+  }
+
+  std::pair<std::size_t, std::byte*> take(std::size_t wanted) {
+    const std::lock_guard lock(mutex_);
+    if (const auto fits = idle_.lower_bound(wanted); fits != idle_.end()) {
+      const auto found = *fits;
+      idle_.erase(fits);
+      return found;
+    }
+    if (!idle_.empty()) {  // too small: a larger one takes its place
+      memory_.release(idle_.begin()->second);
+      idle_.erase(idle_.begin());
+    }
+    return {wanted, fresh(memory_, wanted)};
+  }
+
+  void put(std::size_t size, std::byte* memory) {
+    const std::lock_guard lock(mutex_);
+    idle_.emplace(size, memory);
+  }
+
+  const BufferMemory memory_;
+  std::mutex mutex_;
+  std::multimap<std::size_t, std::byte*> idle_;
+};
+
+WeightStream::WeightStream(const Checkpoint& checkpoint, std::vector<LayerGroups> layers, const WeightStreamOptions& options)
+    : layers_(std::move(layers)),
+      options_(options),
+      pool_(std::make_shared<BufferPool>(options.memory)),
+      reader_(checkpoint, options.cache),
+      next_(layers_.empty() ? nullptr : slot_of(layers_.front().always, false)),
+      thread_([this] { read_all(); }) {}
 
 WeightStream::~WeightStream() {
   {
@@ -47,39 +110,107 @@ WeightStream::~WeightStream() {
     stop_ = true;
   }
   changed_.notify_all();
-  reader_.join();
+  thread_.join();
+  if (options_.time != nullptr) options_.time->bytes += reader_.bytes_read();
 }
 
-WeightBuffer WeightStream::next() {
+std::shared_ptr<WeightStream::Slot> WeightStream::slot_of(const WeightGroup& group, bool counted) const {
+  return std::make_shared<Slot>(Slot{.group = &group, .bytes = group_bytes(group), .counted = counted});
+}
+
+WeightBuffer WeightStream::next_layer() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return !ready_.empty() || failure_; });
-  if (ready_.empty()) std::rethrow_exception(failure_);
-  auto [buffer, bytes] = std::move(ready_.front());
-  ready_.pop_front();
-  ready_bytes_ -= bytes;
+  if (next_ == nullptr) throw Error("more layers were asked for than the pass was planned with");
+  let_go();
+  const auto slot = std::exchange(next_, nullptr);
+  WeightBuffer buffer = take(slot, lock);
+  for (const WeightGroup& expert : layers_[layer_].experts) experts_.push_back(slot_of(expert, true));
+  if (++layer_ < layers_.size()) next_ = slot_of(layers_[layer_].always, false);
   lock.unlock();
   changed_.notify_all();
   return buffer;
 }
 
+/// Experts that were read and not taken: a layer that ended early.
+void WeightStream::let_go() {
+  for (const auto& expert : experts_) {
+    if (expert->state == State::ready || expert->state == State::reading) ahead_bytes_ -= expert->bytes;
+    expert->state = State::taken;
+    expert->buffer.reset();
+  }
+  experts_.clear();
+}
+
+void WeightStream::want_experts(std::span<const std::int32_t> experts) {
+  bool news = false;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const std::int32_t expert : experts) {
+      Slot& slot = *experts_[static_cast<std::size_t>(expert)];
+      if (slot.state != State::unwanted) continue;
+      slot.state = State::wanted;
+      news = true;
+    }
+  }
+  if (news) changed_.notify_all();
+}
+
+WeightBuffer WeightStream::take_expert(int expert) {
+  std::unique_lock lock(mutex_);
+  const auto slot = experts_[static_cast<std::size_t>(expert)];
+  WeightBuffer buffer = take(slot, lock);
+  ahead_bytes_ -= slot->bytes;
+  lock.unlock();
+  changed_.notify_all();
+  return buffer;
+}
+
+WeightBuffer WeightStream::take(const std::shared_ptr<Slot>& slot, std::unique_lock<std::mutex>& lock) {
+  if (slot->state == State::taken) throw Error("an expert's weights were asked for twice");
+  if (slot->state != State::ready) {
+    const Stopwatch waiting(options_.time != nullptr ? &options_.time->waited_ns : nullptr);
+    awaited_ = slot;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return slot->state == State::ready || failure_; });
+    awaited_.reset();
+  }
+  if (slot->state != State::ready) std::rethrow_exception(failure_);
+  slot->state = State::taken;
+  return std::move(slot->buffer);
+}
+
+std::shared_ptr<WeightStream::Slot> WeightStream::choose() const {
+  const auto unread = [](const std::shared_ptr<Slot>& slot) { return slot->state == State::unwanted || slot->state == State::wanted; };
+  if (awaited_ != nullptr && unread(awaited_)) return awaited_;
+  for (const auto& expert : experts_) {
+    if (expert->state != State::wanted) continue;
+    if (ahead_bytes_ > 0 && ahead_bytes_ + expert->bytes > options_.ahead_bytes) return nullptr;
+    return expert;
+  }
+  return next_ != nullptr && unread(next_) ? next_ : nullptr;
+}
+
 void WeightStream::read_all() {
   try {
-    for (const auto& group : groups_) {
-      const std::uint64_t bytes = group_bytes(group);
-      {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stop_ || ready_.empty() || ready_bytes_ + bytes <= ahead_bytes_; });
-        if (stop_) return;
+    std::unique_lock lock(mutex_);
+    while (true) {
+      std::shared_ptr<Slot> chosen;
+      changed_.wait(lock, [&] { return stop_ || !arrivals_.empty() || (chosen = choose()) != nullptr; });
+      if (stop_) return;
+      const Stopwatch reading(options_.time != nullptr ? &options_.time->reading_ns : nullptr);
+      while (reader_.hungry() && (chosen = choose()) != nullptr) request(chosen);
+      lock.unlock();
+      const auto bytes = reader_.next();
+      if (!bytes.empty()) receive(bytes);
+      lock.lock();
+      while (!arrivals_.empty() && arrivals_.front().left == 0) {
+        const Arrival arrived = std::move(arrivals_.front());
+        arrivals_.pop_front();
+        if (!arrived.last || arrived.slot->state != State::reading) continue;
+        arrived.slot->state = State::ready;
+        changed_.notify_all();
       }
-      WeightBuffer buffer = read_group(group);
-      {
-        const std::lock_guard lock(mutex_);
-        ready_.emplace_back(std::move(buffer), bytes);
-        ready_bytes_ += bytes;
-      }
-      changed_.notify_all();
     }
-    throw Error("more weights were asked for than the pass was planned with");
   } catch (...) {
     const std::lock_guard lock(mutex_);
     failure_ = std::current_exception();
@@ -87,29 +218,34 @@ void WeightStream::read_all() {
   changed_.notify_all();
 }
 
-WeightBuffer WeightStream::read_group(const WeightGroup& group) {
-  const std::size_t size = (group_bytes(group) + kAlignment - 1) / kAlignment * kAlignment;
-  std::byte* memory = nullptr;
-  {
-    const std::lock_guard lock(free_->mutex);
-    if (const auto found = free_->buffers.find(size); found != free_->buffers.end()) {
-      memory = found->second;
-      free_->buffers.erase(found);
-    }
+/// Asks for the ranges in the order of the file.
+void WeightStream::request(const std::shared_ptr<Slot>& slot) {
+  slot->buffer = BufferPool::make(pool_, slot->bytes, slot->counted);
+  slot->state = State::reading;
+  if (slot->counted) ahead_bytes_ += slot->bytes;
+  std::vector<std::pair<ByteRange, std::byte*>> ranges;
+  std::byte* to = slot->buffer.get();
+  for (const ByteRange& range : *slot->group) {
+    ranges.emplace_back(range, to);
+    to += range.size;
   }
-  if (memory == nullptr) memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, size));
-  if (memory == nullptr) throw OutOfResources(fmt::format("no memory for {} bytes of weights", size));
-  WeightBuffer buffer(memory, [size, list = free_](std::byte* returned) {
-    const std::lock_guard lock(list->mutex);
-    list->buffers.emplace(size, returned);
+  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
+    const auto place = [](const ByteRange& r) { return std::tuple(r.tensor->file, r.tensor->offset + r.begin); };
+    return place(a.first) < place(b.first);
   });
-  std::size_t at = 0;
-  for (const auto& range : group) {
-    checkpoint_.read(*range.tensor, range.begin, {memory + at, static_cast<std::size_t>(range.size)});
-    if (drop_cache_) checkpoint_.drop_cache(*range.tensor);
-    at += range.size;
+  for (const auto& [range, at] : ranges) {
+    reader_.add(range);
+    arrivals_.push_back({.slot = slot, .buffer = slot->buffer, .to = at, .left = range.size});
   }
-  return buffer;
+  if (ranges.empty()) arrivals_.push_back({.slot = slot, .buffer = slot->buffer});
+  arrivals_.back().last = true;
+}
+
+void WeightStream::receive(std::span<const std::byte> bytes) {
+  const auto next = std::find_if(arrivals_.begin(), arrivals_.end(), [](const Arrival& arrival) { return arrival.left > 0; });
+  std::memcpy(next->to, bytes.data(), bytes.size());
+  next->to += bytes.size();
+  next->left -= bytes.size();
 }
 
 }  // namespace moetrim

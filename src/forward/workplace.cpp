@@ -40,13 +40,16 @@ Workplace::Workplace(const Model& m, const ForwardOptions& o)
 }
 
 std::unique_ptr<WeightStream> Workplace::open_weights(const std::vector<int>& layers) const {
-  std::vector<WeightGroup> groups;
+  std::vector<LayerGroups> groups;
   for (const int layer : layers) {
     const LayerTensors& tensors = model.layer[static_cast<std::size_t>(layer)];
-    groups.push_back(layer_group(tensors));
-    for (int e = 0; tensors.sparse && e < model.experts; ++e) groups.push_back(expert_group(tensors, e));
+    groups.push_back({.always = layer_group(tensors), .experts = {}});
+    for (int e = 0; tensors.sparse && e < model.experts; ++e) groups.back().experts.push_back(expert_group(tensors, e));
   }
-  return std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), options.read_ahead_bytes, options.drop_page_cache);
+  const WeightStreamOptions reading{.ahead_bytes = options.read_ahead_bytes,
+                                    .cache = options.drop_page_cache ? PageCache::bypass : PageCache::use,
+                                    .time = options.reading};
+  return std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), reading);
 }
 
 std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {

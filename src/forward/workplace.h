@@ -20,7 +20,7 @@ struct Workplace {
   Workplace(const Workplace&) = delete;
   Workplace& operator=(const Workplace&) = delete;
 
-  /// Reads these layers' weights in that order: of each first all but its experts, then the experts.
+  /// Reads these layers' weights, in that order.
   std::unique_ptr<WeightStream> open_weights(const std::vector<int>& layers) const;
 
   const Model& model;

@@ -1,7 +1,10 @@
 // Files for the tests of the checkpoint stage: made byte by byte in a folder of their own, gone with the test.
 #pragma once
 
+#include <fcntl.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <filesystem>
@@ -69,6 +72,30 @@ inline std::vector<std::byte> counting_bytes(std::size_t count, unsigned first =
   std::vector<std::byte> out(count);
   for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::byte>((first + i * 7) & 0xFF);
   return out;
+}
+
+/// How much of a file lies in the page cache.
+inline std::uint64_t cached_bytes(const std::filesystem::path& file) {
+  const auto size = static_cast<std::size_t>(std::filesystem::file_size(file));
+  const int descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC);
+  void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
+  ::close(descriptor);
+  if (memory == MAP_FAILED) throw std::runtime_error("cannot map " + file.string());
+  std::vector<unsigned char> pages((size + 4095) / 4096);
+  ::mincore(memory, size, pages.data());
+  ::munmap(memory, size);
+  std::uint64_t cached = 0;
+  for (const unsigned char page : pages) cached += (page & 1U) * 4096U;
+  return cached;
+}
+
+/// Flushes a file and takes it out of the page cache. @return whether that worked.
+inline bool drop_cache(const std::filesystem::path& file) {
+  const int descriptor = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
+  ::fsync(descriptor);
+  ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED);
+  ::close(descriptor);
+  return cached_bytes(file) == 0;
 }
 
 /// The message with which `action` refuses its input, or "" when it does not throw InvalidInput.
