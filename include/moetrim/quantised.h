@@ -161,5 +161,9 @@ Packing packing_of(const PackedWeight& weight, const Quantisation& quantisation,
 void dequantise(const PackedWeight& weight, const Packing& packing, std::span<float> out);
 /// The same, rounded to the nearest bfloat16 (ties to even). BF16 values are copied.
 void dequantise_bf16(const PackedWeight& weight, const Packing& packing, std::span<std::uint16_t> out);
+/// What the codes of an fp8, mxfp4 or nvfp4 weight are multiplied by, for those who decode them elsewhere:
+/// [ceil(N / scale_rows), G] fp32. Of the values' bytes nothing is read.
+/// @throws like dequantise()
+std::vector<float> dequantise_scales(const PackedWeight& weight, const Packing& packing);
 
 }  // namespace moetrim

@@ -40,7 +40,8 @@ int number_of(const std::string& name) {
   int number = -1;
   const char* const end = name.data() + name.size();
   const bool prefixed = name.starts_with("cuda:");
-  const auto [last, error] = prefixed ? std::from_chars(name.data() + 5, end, number) : std::from_chars_result{end, std::errc::invalid_argument};
+  const auto [last, error] = prefixed ? std::from_chars(name.data() + 5, end, number)
+                                      : std::from_chars_result{end, std::errc::invalid_argument};
   if (error != std::errc{} || last != end || number < 0 || number > 127) {
     throw UsageError(fmt::format("unknown device \"{}\"; expected cpu or cuda:0", name));
   }

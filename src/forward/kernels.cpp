@@ -1,4 +1,4 @@
-// Chooses the form of a kernel: CPU loops by instruction set, or LibTorch operators.
+// Chooses the form of a kernel: CPU loops by instruction set, CUDA kernels, or LibTorch operators.
 
 #include "forward/kernels.h"
 
@@ -29,6 +29,11 @@ const CpuTable& table(const Numerics& numerics) {
 /// Whether the CPU loops can work on it: they know fp32 and bf16.
 bool has_loops(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() != at::kDouble; }
 
+/// The CUDA kernels know the same two; null where they do not work.
+const cuda::Kernels* on_cuda(const at::Tensor& x) {
+  return x.is_cuda() && x.scalar_type() != at::kDouble ? &cuda::library().kernels : nullptr;
+}
+
 NormArguments arguments(const Norm& norm) {
   return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
           .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
@@ -39,11 +44,13 @@ NormArguments arguments(const Norm& norm) {
 }  // namespace
 
 void norm_rows(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
+  if (const auto* device = on_cuda(x)) return device->norm_rows(numerics, x, norm, out);
   if (!has_loops(x)) return aten::norm_rows(numerics, x, norm, out);
   table(numerics).norm_rows(x.const_data_ptr(), x.stride(0), arguments(norm), x.size(0), x.size(1), out.mutable_data_ptr());
 }
 
 void norm_product(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
+  if (const auto* device = on_cuda(x)) return device->norm_product(numerics, x, norm, out);
   if (!has_loops(x)) return aten::norm_product(numerics, x, norm, out);
   out.copy_(x);
   const auto width = out.size(1);
@@ -55,6 +62,7 @@ void norm_product(const Numerics& numerics, const at::Tensor& x, const Norm& nor
 }
 
 void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& layout, const Rotation& rotation) {
+  if (const auto* device = on_cuda(qkv)) return device->rotate_rows(numerics, qkv, layout, rotation);
   if (!has_loops(qkv)) return aten::rotate_rows(numerics, qkv, layout, rotation);
   const CpuTable& loops = table(numerics);
   const auto width = qkv.size(1);
@@ -88,6 +96,7 @@ void rotate_rows(const Numerics& numerics, at::Tensor& qkv, const HeadLayout& la
 }
 
 void rotate_heads(const Numerics& numerics, at::Tensor& x, const Rotation& rotation) {
+  if (const auto* device = on_cuda(x)) return device->rotate_heads(numerics, x, rotation);
   if (!has_loops(x)) return aten::rotate_heads(numerics, x, rotation);
   const auto half = rotation.cosine.size(1);
   const auto element = static_cast<std::int64_t>(x.element_size());
@@ -103,22 +112,26 @@ void rotate_heads(const Numerics& numerics, at::Tensor& x, const Rotation& rotat
 }
 
 void add_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& delta, double scale) {
+  if (const auto* device = on_cuda(hidden)) return device->add_rows(numerics, hidden, delta, scale);
   if (!has_loops(hidden)) return aten::add_rows(numerics, hidden, delta, scale);
   table(numerics).add(hidden.mutable_data_ptr(), delta.const_data_ptr(), hidden.numel(), static_cast<float>(scale));
 }
 
 void gather_rows(const Numerics& numerics, const at::Tensor& x, const at::Tensor& rows, at::Tensor& out) {
+  if (const auto* device = on_cuda(x)) return device->gather_rows(numerics, x, rows, out);
   if (!has_loops(x)) return aten::gather_rows(numerics, x, rows, out);
   table(numerics).gather(x.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), rows.size(0), x.size(1),
                          out.mutable_data_ptr());
 }
 
 void gated_silu(const Numerics& numerics, const at::Tensor& gate_up, at::Tensor& out) {
+  if (const auto* device = on_cuda(out)) return device->gated_silu(numerics, gate_up, out);
   if (!has_loops(out)) return aten::gated_silu(numerics, gate_up, out);
   table(numerics).gated_silu(gate_up.const_data_ptr(), out.size(0), out.size(1), out.mutable_data_ptr());
 }
 
 void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double limit, double alpha, at::Tensor& out) {
+  if (const auto* device = on_cuda(out)) return device->clamped_swiglu(numerics, gate_up, limit, alpha, out);
   if (!has_loops(out)) return aten::clamped_swiglu(numerics, gate_up, limit, alpha, out);
   table(numerics).clamped_swiglu(gate_up.const_data_ptr(), out.size(0), out.size(1), static_cast<float>(limit),
                                  static_cast<float>(alpha), out.mutable_data_ptr());
@@ -126,15 +139,26 @@ void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double 
 
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
                   at::Tensor& sum, at::Tensor& norms, at::Tensor& max_abs) {
-  if (f.is_cuda() && f.scalar_type() != at::kDouble) return cuda::library().scatter_rows(f, rows, gates, sum, norms, max_abs);
+  if (const auto* device = on_cuda(f)) return device->scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
   if (!has_loops(f)) return aten::scatter_rows(numerics, f, rows, gates, sum, norms, max_abs);
   table(numerics).scatter(f.const_data_ptr(), rows.const_data_ptr<std::int32_t>(), gates.const_data_ptr<float>(), f.size(0),
                           f.size(1), sum.mutable_data_ptr<float>(), norms.mutable_data_ptr<float>(),
                           max_abs.mutable_data_ptr<float>());
 }
 
+void scatter_pairs(const Numerics& numerics, const at::Tensor& f, const LayerPairs& pairs, std::int64_t first, at::Tensor& sum,
+                   at::Tensor& norms, at::Tensor& max_abs) {
+  if (const auto* device = on_cuda(f)) return device->scatter_pairs(numerics, f, pairs, first, sum, norms, max_abs);
+  if (!has_loops(f)) return aten::scatter_pairs(numerics, f, pairs, first, sum, norms, max_abs);
+  // One row after another: what repeats is added in order.
+  table(numerics).scatter(f.const_data_ptr(), pairs.tokens.const_data_ptr<std::int32_t>() + first,
+                          pairs.gates.const_data_ptr<float>() + first, f.size(0), f.size(1), sum.mutable_data_ptr<float>(),
+                          norms.mutable_data_ptr<float>() + first, max_abs.mutable_data_ptr<float>() + first);
+}
+
 void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& routed, const at::Tensor& shared,
                  at::Tensor& turns, double scale) {
+  if (const auto* device = on_cuda(hidden)) return device->finish_rows(numerics, hidden, routed, shared, turns, scale);
   if (!has_loops(hidden)) return aten::finish_rows(numerics, hidden, routed, shared, turns, scale);
   table(numerics).finish(hidden.mutable_data_ptr(), routed.const_data_ptr<float>(),
                          shared.defined() ? shared.const_data_ptr() : nullptr, hidden.size(0), hidden.size(1),
@@ -142,6 +166,7 @@ void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor&
 }
 
 void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tensor& x, at::Tensor& out) {
+  if (const auto* device = on_cuda(x)) return device->gate_rows(numerics, gate, x, out);
   if (!has_loops(x)) return aten::gate_rows(numerics, gate, x, out);
   at::Tensor factor = gate.contiguous().clone();
   round_product(numerics, factor);

@@ -1,8 +1,9 @@
 // The steps of a layer that are not matrix products, fused so that a row is touched while it is in cache.
 //
 // "tile" tensors have Numerics::tile() elements, "stored" tensors Numerics::stored(). A tile that comes from a matrix product
-// is rounded by the kernel that reads it, as a bf16 run would have when it was written. Rows are contiguous. Every kernel
-// has two forms with the same results up to the order of sums: loops for the CPU, and LibTorch operators for other devices.
+// is rounded by the kernel that reads it, as a bf16 run would have when it was written. Rows are contiguous. A kernel has up
+// to three forms with the same results up to the order of sums: loops for the CPU, LibTorch operators for fp64 and for what has
+// no other form, and kernels for CUDA (cuda/).
 #pragma once
 
 #include <limits>
@@ -68,6 +69,18 @@ void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double 
 /// f [n, H] tile from a product, rows [n] i32 without repeats, gates [n] f32, sum [T, H] f32, norms and max_abs [n] f32.
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
                   at::Tensor& sum, at::Tensor& norms, at::Tensor& max_abs);
+
+/// The pairs (token, slot) of a layer in the order of experts, on the device of the tiles.
+struct LayerPairs {
+  at::Tensor tokens;  ///< [P] i32
+  at::Tensor places;  ///< [T, K] i32 where a token's pairs are, ascending: the order in which its outputs are added
+  at::Tensor gates;   ///< [P] wide
+};
+
+/// The same for rows of several experts: f [n, H] tile holds the outputs of the pairs [first, first + n), in which a token may
+/// come more than once. sum [T, H] f32, norms and max_abs [P] f32, of which those n are written.
+void scatter_pairs(const Numerics& numerics, const at::Tensor& f, const LayerPairs& pairs, std::int64_t first, at::Tensor& sum,
+                   at::Tensor& norms, at::Tensor& max_abs);
 
 /// Ends an MoE block: turn = max(0, 1 - cos(hidden, hidden + scale routed)), then hidden += scale (routed + shared).
 /// hidden [n, H] stored, routed [n, H] f32, shared [n, H] tile or undefined, turns [n] f64.

@@ -121,6 +121,21 @@ void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tenso
   sum.index_add_(0, rows, values * gates.unsqueeze(1));
 }
 
+void scatter_pairs(const Numerics& numerics, const at::Tensor& f, const LayerPairs& pairs, std::int64_t first, at::Tensor& sum,
+                   at::Tensor& norms, at::Tensor& max_abs) {
+  const auto count = f.size(0);
+  const at::Tensor values = product(numerics, f);
+  norms.narrow(0, first, count).copy_(values.square().sum(1).sqrt());
+  max_abs.narrow(0, first, count).copy_(values.abs().amax(1));
+  const at::Tensor gated = values * pairs.gates.narrow(0, first, count).unsqueeze(1);
+  // A token comes once among the n-th pairs of all tokens, so that adding has one order.
+  for (std::int64_t slot = 0; slot < pairs.places.size(1); ++slot) {
+    const at::Tensor rows = pairs.places.select(1, slot) - first;
+    const at::Tensor tokens = (rows.ge(0).logical_and(rows.lt(count))).nonzero().squeeze(1);
+    sum.index_add_(0, tokens, gated.index_select(0, rows.index_select(0, tokens)));
+  }
+}
+
 void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& routed, const at::Tensor& shared,
                  at::Tensor& turns, double scale) {
   const at::Tensor before = hidden.to(numerics.wide());

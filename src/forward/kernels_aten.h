@@ -30,6 +30,8 @@ void gated_silu(const Numerics& numerics, const at::Tensor& gate_up, at::Tensor&
 void clamped_swiglu(const Numerics& numerics, const at::Tensor& gate_up, double limit, double alpha, at::Tensor& out);
 void scatter_rows(const Numerics& numerics, const at::Tensor& f, const at::Tensor& rows, const at::Tensor& gates,
                   at::Tensor& sum, at::Tensor& norms, at::Tensor& max_abs);
+void scatter_pairs(const Numerics& numerics, const at::Tensor& f, const LayerPairs& pairs, std::int64_t first, at::Tensor& sum,
+                   at::Tensor& norms, at::Tensor& max_abs);
 void finish_rows(const Numerics& numerics, at::Tensor& hidden, const at::Tensor& routed, const at::Tensor& shared,
                  at::Tensor& turns, double scale = 1.0);
 void gate_rows(const Numerics& numerics, const at::Tensor& gate, const at::Tensor& x, at::Tensor& out);

@@ -65,4 +65,9 @@ void dequantise_bf16(const PackedWeight& weight, const Packing& packing, std::sp
   }
 }
 
+std::vector<float> dequantise_scales(const PackedWeight& weight, const Packing& packing) {
+  check(weight, packing, static_cast<std::size_t>(packing.rows) * static_cast<std::size_t>(packing.cols));
+  return read_scales(weight, packing).scale;
+}
+
 }  // namespace moetrim

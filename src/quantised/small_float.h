@@ -6,6 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
+// nvcc compiles these functions for the device too.
+#ifdef __CUDACC__
+#define MOETRIM_ALSO_ON_DEVICE __host__ __device__
+#else
+#define MOETRIM_ALSO_ON_DEVICE
+#endif
+
 namespace moetrim::quantised_detail {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
@@ -25,7 +32,7 @@ T load(const std::byte* from, std::size_t index) {
 /// which would be slow on many processors and flushed to 0 on some.
 /// @tparam Ieee  exponents of ones mean infinity and NaN. Otherwise (E4M3FN) only all ones mean NaN.
 template <int E, int M, bool Ieee>
-inline float small_float(std::uint32_t code) {
+MOETRIM_ALSO_ON_DEVICE inline float small_float(std::uint32_t code) {
   constexpr std::uint32_t kOne = 1U << 23U;  // one step of the fp32 exponent
   constexpr std::uint32_t kRaise = (127U - ((1U << (E - 1)) - 1U)) * kOne;
   constexpr std::int32_t kAllExponents = static_cast<std::int32_t>(((1U << E) - 1U) * kOne);
@@ -51,7 +58,7 @@ inline float e8m0(std::uint8_t code) {
 }
 
 /// The nearest bfloat16, ties to even. NaN stays NaN.
-inline std::uint16_t to_bf16(float value) {
+MOETRIM_ALSO_ON_DEVICE inline std::uint16_t to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t rounded = (bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U;
   const std::uint32_t quiet = (bits >> 16U) | 0x40U;

@@ -1,22 +1,63 @@
-// The CPU loops against the LibTorch form of every kernel, in every way numbers are held, at odd sizes.
+// Every form of every kernel against its LibTorch form, in every way numbers are held, at odd sizes and at sizes that vectors
+// divide: CPU loops, the CUDA kernels' code run on the CPU, and CUDA where there is a device.
 
 #include <ATen/ATen.h>
 
 #include "testing.h"
 
+#include "forward/cuda/kernel_table.h"
+#include "forward/cuda_library.h"
 #include "forward/kernels.h"
 #include "forward/kernels_aten.h"
+#include "moetrim/error.h"
+#include "moetrim/quantised.h"
 
 using namespace moetrim;
 
 namespace {
 
 constexpr std::int64_t kRows = 7;
-constexpr std::int64_t kWidth = 45;  // not a multiple of any vector length
 
 const Numerics kFp32{Precision::fp32, false};
 const Numerics kBf16InFp32{Precision::bf16, true};
 const Numerics kBf16{Precision::bf16, false};
+
+/// A form under test: its functions, and where its tensors lie.
+struct Form {
+  const cuda::Kernels* kernels;
+  at::Device device;
+
+  at::Tensor on(const at::Tensor& x) const { return x.defined() ? x.to(device).clone() : x; }
+  Norm on(Norm norm) const {
+    norm.weight = on(norm.weight);
+    norm.bias = on(norm.bias);
+    return norm;
+  }
+};
+
+const cuda::Kernels kLoops{.norm_rows = kernels::norm_rows,
+                           .norm_product = kernels::norm_product,
+                           .rotate_rows = kernels::rotate_rows,
+                           .rotate_heads = kernels::rotate_heads,
+                           .add_rows = kernels::add_rows,
+                           .gather_rows = kernels::gather_rows,
+                           .gated_silu = kernels::gated_silu,
+                           .clamped_swiglu = kernels::clamped_swiglu,
+                           .scatter_rows = kernels::scatter_rows,
+                           .scatter_pairs = kernels::scatter_pairs,
+                           .finish_rows = kernels::finish_rows,
+                           .gate_rows = kernels::gate_rows};
+
+/// The library and its first device, or a message and nothing.
+const cuda::Table* device_library() {
+  try {
+    cuda::open_device("cuda:0");
+    return &cuda::library();
+  } catch (const InvalidInput& reason) {
+    WARN("skipped: " << reason.what());
+    return nullptr;
+  }
+}
 
 at::Tensor random(at::IntArrayRef shape, at::ScalarType type) { return at::randn(shape).to(at::kBFloat16).to(type); }
 /// What a matrix product leaves: in a tile, not yet rounded.
@@ -25,30 +66,35 @@ at::Tensor product(const Numerics& numerics, at::IntArrayRef shape) { return at:
 void check_close(const at::Tensor& a, const at::Tensor& b, const Numerics& numerics) {
   // Another order of a sum may round a bf16 value to its neighbour.
   const double tolerance = numerics.precision == Precision::bf16 ? 1.0 / 128 : 1e-5;
-  CHECK(at::allclose(a.to(at::kDouble), b.to(at::kDouble), tolerance, 1e-5));
+  CHECK(at::allclose(a.to(at::kCPU, at::kDouble), b.to(at::kDouble), tolerance, 1e-5));
 }
 
-}  // namespace
+/// Pairs of 5 tokens with 3 slots each among 6 experts, in the order of experts.
+kernels::LayerPairs some_pairs() {
+  return {.tokens = at::tensor({0, 3, 4, 1, 2, 0, 3, 1, 2, 4, 0, 2, 4, 1, 3}, at::kInt),
+          .places = at::tensor({0, 5, 10, 3, 7, 13, 4, 8, 11, 1, 6, 14, 2, 9, 12}, at::kInt).view({5, 3}),
+          .gates = at::rand({15})};
+}
 
-TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
-  at::manual_seed(3);
-  const Numerics numerics = GENERATE(kFp32, kBf16InFp32, kBf16);
-  CAPTURE(static_cast<int>(numerics.precision), numerics.bf16_in_fp32);
-  const auto stored = random({kRows, kWidth}, numerics.stored());
+void check_kernels(const Form& form, const Numerics& numerics, const std::int64_t width) {
+  CAPTURE(static_cast<int>(numerics.precision), numerics.bf16_in_fp32, width);
+  const cuda::Kernels& ours_of = *form.kernels;
+  const auto stored = random({kRows, width}, numerics.stored());
   const auto rows = at::tensor({4, 0, 6, 2}, at::kInt);
+  const auto wide = at::TensorOptions().device(form.device);
 
   SECTION("norm_rows") {
     const NormKind kind = GENERATE(NormKind::rms, NormKind::rms_fp32, NormKind::layer);
-    Norm norm{.kind = kind, .epsilon = 1e-6, .weight = random({kWidth}, at::kFloat), .bias = {}};
-    if (kind == NormKind::layer) norm.bias = random({kWidth}, at::kFloat);
-    auto ours = at::empty({kRows, kWidth}, numerics.tile());
-    auto theirs = at::empty_like(ours);
-    kernels::norm_rows(numerics, stored, norm, ours);
+    Norm norm{.kind = kind, .epsilon = 1e-6, .weight = random({width}, at::kFloat), .bias = {}};
+    if (kind == NormKind::layer) norm.bias = random({width}, at::kFloat);
+    auto theirs = at::empty({kRows, width}, numerics.tile());
+    auto ours = form.on(theirs);
+    ours_of.norm_rows(numerics, form.on(stored), form.on(norm), ours);
     kernels::aten::norm_rows(numerics, stored, norm, theirs);
     check_close(ours, theirs, numerics);
-    const auto wide = product(numerics, {kRows, kWidth + 5});
-    kernels::norm_product(numerics, wide.narrow(1, 3, kWidth), norm, ours);
-    kernels::aten::norm_product(numerics, wide.narrow(1, 3, kWidth), norm, theirs);
+    const auto apart = product(numerics, {kRows, width + 8});
+    ours_of.norm_product(numerics, form.on(apart).narrow(1, 3, width), form.on(norm), ours);
+    kernels::aten::norm_product(numerics, apart.narrow(1, 3, width), norm, theirs);
     check_close(ours, theirs, numerics);
   }
   SECTION("rotate_rows") {
@@ -57,90 +103,162 @@ TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
     const auto weights = [&](std::int64_t heads) {
       Norm out{.kind = NormKind::rms, .epsilon = 1e-6, .weight = {}, .bias = {}};
       if (norm != QueryKeyNorm::unit_after_rope) out.weight = random({norm == QueryKeyNorm::full ? heads * 6 : 6}, at::kFloat);
-      return out;
+      return form.on(out);
     };
     kernels::HeadLayout layout{.heads = 4, .key_value_heads = 2, .head_dim = 6, .norm = norm, .clip = 0.8,
                                .query_norm = weights(4), .key_norm = weights(2)};
-    auto ours = product(numerics, {kRows, 48 + 3});  // a few columns behind the values
-    auto theirs = ours.clone();
-    const kernels::Rotation rotation{.cosine = random({kRows, 2}, at::kFloat),  // four of six dimensions rotate
-                                     .sine = random({kRows, 2}, at::kFloat),
+    const auto qkv = product(numerics, {kRows, 48 + 3});  // a few columns behind the values
+    auto ours = form.on(qkv);
+    auto theirs = form.on(qkv);
+    const kernels::Rotation rotation{.cosine = form.on(random({kRows, 2}, at::kFloat)),  // four of six dimensions rotate
+                                     .sine = form.on(random({kRows, 2}, at::kFloat)),
                                      .pairs = GENERATE(RopePairs::halves, RopePairs::neighbours),
                                      .in_fp32 = GENERATE(false, true)};
-    kernels::rotate_rows(numerics, ours, layout, rotation);
+    ours_of.rotate_rows(numerics, ours, layout, rotation);
     kernels::aten::rotate_rows(numerics, theirs, layout, rotation);
-    check_close(ours, theirs, numerics);
-    auto heads = random({kRows, 3, 9}, numerics.tile());
-    auto heads2 = heads.clone();
-    auto part = heads.narrow(2, 5, 4);
-    auto part2 = heads2.narrow(2, 5, 4);
-    kernels::rotate_heads(numerics, part, rotation);
+    check_close(ours, theirs.cpu(), numerics);
+    const auto heads = random({kRows, 3, 9}, numerics.tile());
+    ours = form.on(heads);
+    theirs = form.on(heads);
+    auto part = ours.narrow(2, 5, 4);
+    auto part2 = theirs.narrow(2, 5, 4);
+    ours_of.rotate_heads(numerics, part, rotation);
     kernels::aten::rotate_heads(numerics, part2, rotation);
-    check_close(heads, heads2, numerics);
+    check_close(ours, theirs.cpu(), numerics);
   }
   SECTION("add_rows") {
-    const auto delta = product(numerics, {kRows, kWidth});
-    auto ours = stored.clone();
+    const auto delta = product(numerics, {kRows, width});
+    auto ours = form.on(stored);
     auto theirs = stored.clone();
     const double scale = GENERATE(1.0, 0.22);
-    kernels::add_rows(numerics, ours, delta, scale);
+    ours_of.add_rows(numerics, ours, form.on(delta), scale);
     kernels::aten::add_rows(numerics, theirs, delta, scale);
     check_close(ours, theirs, numerics);
   }
   SECTION("gather_rows") {
-    auto ours = at::empty({4, kWidth}, numerics.tile());
-    auto theirs = at::empty_like(ours);
-    kernels::gather_rows(numerics, stored, rows, ours);
+    auto theirs = at::empty({4, width}, numerics.tile());
+    auto ours = form.on(theirs);
+    ours_of.gather_rows(numerics, form.on(stored), form.on(rows), ours);
     kernels::aten::gather_rows(numerics, stored, rows, theirs);
-    CHECK(at::equal(ours, theirs));
+    CHECK(at::equal(ours.cpu(), theirs));
   }
-  SECTION("gated_silu") {
-    const auto gate_up = product(numerics, {kRows, 2 * kWidth}) * 3;
-    auto ours = at::empty({kRows, kWidth}, numerics.tile());
-    auto theirs = at::empty_like(ours);
-    kernels::gated_silu(numerics, gate_up, ours);
+  SECTION("gated_silu and clamped_swiglu") {
+    const auto gate_up = product(numerics, {kRows, 2 * width}) * 5;
+    auto theirs = at::empty({kRows, width}, numerics.tile());
+    auto ours = form.on(theirs);
+    ours_of.gated_silu(numerics, form.on(gate_up), ours);
     kernels::aten::gated_silu(numerics, gate_up, theirs);
     check_close(ours, theirs, numerics);
-  }
-  SECTION("clamped_swiglu") {
-    const auto gate_up = product(numerics, {kRows, 2 * kWidth}) * 6;
-    auto ours = at::empty({kRows, kWidth}, numerics.tile());
-    auto theirs = at::empty_like(ours);
-    kernels::clamped_swiglu(numerics, gate_up, 7.0, 1.702, ours);
+    ours_of.clamped_swiglu(numerics, form.on(gate_up), 7.0, 1.702, ours);
     kernels::aten::clamped_swiglu(numerics, gate_up, 7.0, 1.702, theirs);
     check_close(ours, theirs, numerics);
   }
   SECTION("scatter_rows") {
-    const auto f = product(numerics, {4, kWidth});
-    const auto gates = at::rand({4});
-    auto ours = random({kRows, kWidth}, at::kFloat);
-    auto theirs = ours.clone();
-    auto norms = at::empty({4}), norms2 = at::empty({4}), most = at::empty({4}), most2 = at::empty({4});
-    kernels::scatter_rows(numerics, f, rows, gates, ours, norms, most);
-    kernels::aten::scatter_rows(numerics, f, rows, gates, theirs, norms2, most2);
-    CHECK(at::allclose(ours, theirs, 1e-6, 1e-6));
-    CHECK(at::allclose(norms, norms2, 1e-6, 0));
-    CHECK(at::equal(most, most2));
+    const auto f = product(numerics, {4, width});
+    const auto gates = at::rand({kRows});
+    auto theirs = random({kRows, width}, at::kFloat);
+    auto ours = form.on(theirs);
+    auto norms = at::empty({4}, wide), norms2 = at::empty({4}), most = at::empty({4}, wide), most2 = at::empty({4});
+    ours_of.scatter_rows(numerics, form.on(f), form.on(rows), form.on(gates.narrow(0, 0, 4)), ours, norms, most);
+    kernels::aten::scatter_rows(numerics, f, rows, gates.narrow(0, 0, 4), theirs, norms2, most2);
+    CHECK(at::allclose(ours.cpu(), theirs, 1e-6, 1e-6));
+    CHECK(at::allclose(norms.cpu(), norms2, 1e-6, 0));
+    CHECK(at::equal(most.cpu(), most2));
+  }
+  SECTION("scatter_pairs, in three parts") {
+    const auto f = product(numerics, {15, width});
+    const auto pairs = some_pairs();
+    const kernels::LayerPairs there{form.on(pairs.tokens), form.on(pairs.places), form.on(pairs.gates)};
+    auto theirs = random({5, width}, at::kFloat);
+    auto ours = form.on(theirs);
+    auto norms = at::empty({15}, wide), norms2 = at::empty({15}), most = at::empty({15}, wide), most2 = at::empty({15});
+    for (const auto& [first, count] : {std::pair{0, 5}, {5, 9}, {14, 1}}) {
+      ours_of.scatter_pairs(numerics, form.on(f.narrow(0, first, count)), there, first, ours, norms, most);
+      kernels::aten::scatter_pairs(numerics, f.narrow(0, first, count), pairs, first, theirs, norms2, most2);
+    }
+    CHECK(at::equal(ours.cpu(), theirs));  // one order of sums, however the pairs are cut
+    CHECK(at::allclose(norms.cpu(), norms2, 1e-6, 0));
+    CHECK(at::equal(most.cpu(), most2));
   }
   SECTION("finish_rows and gate_rows") {
     const auto gate = product(numerics, {kRows, 1});
-    const auto x = product(numerics, {kRows, kWidth});
-    auto shared = at::empty({kRows, kWidth}, numerics.tile());
-    auto shared2 = at::empty_like(shared);
-    kernels::gate_rows(numerics, gate, x, shared);
+    const auto x = product(numerics, {kRows, width});
+    auto shared2 = at::empty({kRows, width}, numerics.tile());
+    auto shared = form.on(shared2);
+    ours_of.gate_rows(numerics, form.on(gate), form.on(x), shared);
     kernels::aten::gate_rows(numerics, gate, x, shared2);
     check_close(shared, shared2, numerics);
-    const auto routed = at::randn({kRows, kWidth});
-    auto ours = stored.clone();
+    const auto routed = at::randn({kRows, width});
+    auto ours = form.on(stored);
     auto theirs = stored.clone();
-    auto turns = at::empty({kRows}, at::kDouble), turns2 = at::empty({kRows}, at::kDouble);
+    auto turns = at::empty({kRows}, wide.dtype(at::kDouble)), turns2 = at::empty({kRows}, at::kDouble);
     const bool with_shared = GENERATE(true, false);
     const double scale = GENERATE(1.0, 0.22);
-    kernels::finish_rows(numerics, ours, routed, with_shared ? shared : at::Tensor(), turns, scale);
-    kernels::aten::finish_rows(numerics, theirs, routed, with_shared ? shared : at::Tensor(), turns2, scale);
+    ours_of.finish_rows(numerics, ours, form.on(routed), with_shared ? shared : at::Tensor(), turns, scale);
+    kernels::aten::finish_rows(numerics, theirs, routed, with_shared ? shared.cpu() : at::Tensor(), turns2, scale);
     check_close(ours, theirs, numerics);
-    CHECK(at::allclose(turns, turns2, 1e-6, 1e-9));
+    CHECK(at::allclose(turns.cpu(), turns2, 1e-6, 1e-9));
   }
+}
+
+/// Codes and scales of every kind that a device decodes, against the quantised stage bit for bit.
+void check_dequantise(cuda::Dequantise dequantise, const at::Device& device) {
+  struct Kind {
+    PackingKind packing;
+    Dtype codes;
+    cuda::Code code;
+    std::int64_t rows, cols, scale_rows, scale_cols;
+  };
+  const auto kind = GENERATE(Kind{PackingKind::fp8, Dtype::f8_e4m3, cuda::Code::e4m3, 260, 192, 128, 128},
+                             Kind{PackingKind::fp8, Dtype::f8_e4m3, cuda::Code::e4m3, 7, 45, 4, 16},
+                             Kind{PackingKind::fp8, Dtype::f8_e5m2, cuda::Code::e5m2, 9, 64, 1, 64},
+                             Kind{PackingKind::mxfp4, Dtype::u8, cuda::Code::e2m1, 5, 96, 1, 32});
+  const std::int64_t per_byte = kind.packing == PackingKind::mxfp4 ? 2 : 1;
+  const bool by_power = kind.packing == PackingKind::mxfp4;
+  const auto groups = (kind.cols + kind.scale_cols - 1) / kind.scale_cols;
+  const auto bands = (kind.rows + kind.scale_rows - 1) / kind.scale_rows;
+  const auto codes = at::arange(kind.rows * kind.cols / per_byte).mul(37).remainder(256).to(at::kByte);  // every code, NaN too
+  const auto powers = at::randint(100, 140, {bands, groups}, at::kByte);
+  const auto scales = by_power ? at::pow(2.0, powers.to(at::kFloat) - 127) : at::rand({bands, groups});
+  PackedWeight weight;
+  weight[Part::values] = {.name = "w", .dtype = kind.codes, .shape = {kind.rows, kind.cols / per_byte},
+                          .bytes = static_cast<const std::byte*>(codes.const_data_ptr())};
+  weight[Part::scale] = {.name = "w_scale", .dtype = by_power ? Dtype::u8 : Dtype::f32, .shape = {bands, groups},
+                         .bytes = static_cast<const std::byte*>((by_power ? powers : scales).const_data_ptr())};
+  const Packing packing{.kind = kind.packing, .rows = kind.rows, .cols = kind.cols, .bits = by_power ? 4 : 8,
+                        .scale_rows = kind.scale_rows, .scale_cols = kind.scale_cols};
+  const auto theirs = at::empty({kind.rows, kind.cols}, at::kBFloat16);
+  dequantise_bf16(weight, packing, {static_cast<std::uint16_t*>(theirs.mutable_data_ptr()), static_cast<std::size_t>(theirs.numel())});
+  at::Tensor ours = at::empty_like(theirs).to(device);
+  const auto scales_of = dequantise_scales(weight, packing);
+  CHECK(at::equal(at::tensor(scales_of).view({bands, groups}), scales.to(at::kFloat)));
+  dequantise(kind.code, codes.to(device), scales.to(device, at::kFloat), kind.scale_rows, kind.scale_cols, ours);
+  CHECK(at::equal(ours.cpu().view(at::kShort), theirs.view(at::kShort)));
+}
+
+}  // namespace
+
+TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
+  at::manual_seed(3);
+  check_kernels({&kLoops, at::kCPU}, GENERATE(kFp32, kBf16InFp32, kBf16), 45);  // not a multiple of any vector length
+}
+
+TEST_CASE("the code of the CUDA kernels, run on the CPU, equals the LibTorch form", "[forward][kernels]") {
+  at::manual_seed(3);
+  check_kernels({&cuda::kKernels, at::kCPU}, GENERATE(kFp32, kBf16), GENERATE(45, 48, 1064));
+}
+
+TEST_CASE("the CUDA kernels equal the LibTorch form", "[forward][kernels][cuda]") {
+  const cuda::Table* library = device_library();
+  if (library == nullptr) return;
+  at::manual_seed(3);
+  check_kernels({&library->kernels, at::Device("cuda:0")}, GENERATE(kFp32, kBf16), GENERATE(45, 48, 1064, 7168));
+}
+
+TEST_CASE("codes become bf16 on a device as on the CPU", "[forward][kernels]") { check_dequantise(cuda::dequantise_tensor, at::kCPU); }
+
+TEST_CASE("codes become bf16 on CUDA as on the CPU", "[forward][kernels][cuda]") {
+  if (const cuda::Table* library = device_library()) check_dequantise(library->dequantise, at::Device("cuda:0"));
 }
 
 TEST_CASE("the turn of a token is by hand", "[forward][kernels]") {
