@@ -76,6 +76,9 @@ class SafetensorsFile {
   std::vector<std::byte> read(const Tensor& tensor) const;
   /// Tells the kernel that the page cache need not keep these bytes.
   void drop_cache(const Tensor& tensor) const;
+  void drop_cache(std::uint64_t offset, std::uint64_t size) const;
+  /// Lets the kernel begin to read these bytes. A hint.
+  void read_soon(std::uint64_t offset, std::uint64_t size) const;
   /// For readers with ways of their own. It stays the file's, and is open for reading.
   int descriptor() const { return descriptor_; }
 
@@ -89,16 +92,17 @@ class SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes one safetensors file front to back, holding no tensor in memory.
+/// Writes one safetensors file, holding no tensor in memory: front to back, or in any order and by several threads.
 ///
 /// The header is known before the first byte of data, in the order given; its end is padded with spaces so that the
 /// data starts at a multiple of 64. Metadata always has {"format": "pt"}. The bytes go to `FILE.partial`, which
 /// finish() flushes to disk and renames; a writer that is destroyed before that removes it.
 class SafetensorsWriter {
  public:
+  /// @param tag  of the temporary name, `FILE.TAG.partial`, where several writers may be at the same file
   /// @throws InvalidInput on a duplicate or malformed name; Error or OutOfResources when the file cannot be made.
   SafetensorsWriter(std::filesystem::path file, std::vector<TensorSpec> tensors,
-                    std::map<std::string, std::string> metadata = {});
+                    std::map<std::string, std::string> metadata = {}, const std::string& tag = {});
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
@@ -106,10 +110,19 @@ class SafetensorsWriter {
   /// Appends data. The pieces, joined, are the tensors in the order of the constructor.
   /// @throws OutOfResources when the disk is full; Error on more bytes than announced.
   void write(std::span<const std::byte> data);
+  /// Gives the data from byte `begin` on, of all data; from any thread, and not together with write(). Every byte must be
+  /// given once. @throws as write
+  void write_at(std::uint64_t begin, std::span<const std::byte> data);
+  /// The same with bytes of a file from its byte `offset` on, which the kernel moves by itself where it can.
+  /// @throws InvalidInput when that file became shorter; else as write
+  void copy_at(std::uint64_t begin, const SafetensorsFile& from, std::uint64_t offset, std::uint64_t size);
   /// @throws Error when fewer bytes were written than announced.
   void finish();
 
  private:
+  /// Notes bytes of data that are given.
+  void count(std::uint64_t begin, std::uint64_t size);
+
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -1,16 +1,23 @@
 // Export: a stream of tensors to a checkpoint folder in Hugging Face layout, which appears under its name only when whole.
 //
 // Work goes on in a hidden folder beside the target, `.TARGET.moetrim-partial`, which is renamed at the end. A run that
-// is killed leaves finished shards there and a journal of their digests; the same request again goes on after them and
-// ends with the same bytes as an undisturbed run. See docs for the layout of the folder.
+// is killed leaves finished shards there and a note of each; the same request again goes on after them and ends with the
+// same bytes as an undisturbed run.
+//
+// Threads, and runs on several machines that each write a share of the shards, give the bytes of one thread. Bytes that are
+// only moved are moved by the kernel (copy_file_range): on the server of a network file system, where it can, and without a
+// way through this process elsewhere.
 //
 // A quantised checkpoint may have a twin, OUT-bf16, written in the same run: the same tensors with every quantised weight
 // dequantised, for runtimes that cannot read the original's format.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,9 +36,29 @@ namespace moetrim {
 /// @throws UsageError for anything else, for 0 and for more than 64 bits.
 std::uint64_t parse_bytes(std::string_view text);
 
+/// One run's share of the shards, where several runs write one checkpoint.
+///
+/// They may run at the same time, on machines that share the file system and its locks, or one after another, in any order.
+/// Whichever finds the shards of all finished completes the folder.
+struct ShardShare {
+  int number = 1;  ///< from 1 to count
+  int count = 1;
+
+  /// Neighbours belong to one share, so that each run reads its own part of the source.
+  bool holds(std::size_t shard, std::size_t shards) const {
+    const auto parts = static_cast<std::size_t>(count);
+    const auto part = static_cast<std::size_t>(number);
+    return shards * (part - 1) / parts <= shard && shard < shards * part / parts;
+  }
+};
+
 struct ExportOptions {
   std::uint64_t shard_bytes = 5'000'000'000;  ///< tensor bytes per file; a larger tensor gets a file of its own
   bool overwrite = false;                     ///< replace the target, if it is a folder that moetrim wrote (moetrim.json)
+  int writers = 1;                            ///< threads
+  std::optional<ShardShare> share = {};       ///< of the shards; without it all of them
+  /// Set by a signal handler: the run ends after the shards in work.
+  const std::atomic<bool>* stop = nullptr;
 };
 
 /// What goes into the folder beside the source's tokenizer, template and licence files.
@@ -58,14 +85,17 @@ struct ExportProgress {
   std::size_t done_shards = 0;
   std::size_t total_shards = 0;
 };
-/// Called after every block and every shard. What it throws stops the export, which can be taken up again.
+/// Called after every block and every shard, by one thread at a time. What it throws stops the export at once, which can be
+/// taken up again.
 using ExportProgressFn = std::function<void(const ExportProgress&)>;
 
 struct ExportResult {
   std::filesystem::path folder;
   std::uint64_t tensor_bytes = 0;
   std::size_t shards = 0;
+  std::size_t written_shards = 0;
   std::size_t reused_shards = 0;            ///< finished by an earlier run that was interrupted
+  std::size_t awaited_shards = 0;           ///< of other shares, not finished yet: the folder is not there yet
   std::vector<std::string> copied_files;    ///< taken over from the source as they are
 };
 
@@ -111,8 +141,9 @@ ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& r
 ExportEstimate describe_twin(const Checkpoint& source, const TwinRequest& twin, const std::filesystem::path& target,
                              const ExportOptions& options = {});
 
-/// Writes the folder. Memory: a few fixed blocks, however large a tensor is.
-/// @throws UsageError for a target that exists and is not an empty folder; OutOfResources, naming the bytes, before the
+/// Writes the folder, or a share of it. Memory: two fixed blocks a thread, however large a tensor is.
+/// @throws Interrupted when `stop` was set and shards are left; InvalidInput when the working folder has shares of another
+///         request; UsageError for a target that exists and is not an empty folder; OutOfResources, naming the bytes, before the
 ///         start when the disk is too small, and when it fills up meanwhile; Error when another run writes to the target.
 ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& request,
                                const std::filesystem::path& target, const ExportOptions& options = {},
@@ -123,7 +154,7 @@ struct TwinResult {
 };
 /// Writes the folder and its twin side by side: what a shard was made from is still in the page cache when the twin's
 /// tensors are computed from it. Neither folder has its name before both are whole. Memory: one matrix of a weight, twice.
-/// @throws as export_checkpoint, for either folder and before anything is written.
+/// @throws as export_checkpoint, for either folder and before anything is written; UsageError with a share.
 TwinResult export_with_twin(const Checkpoint& source, const ExportRequest& request, const TwinRequest& twin,
                             const std::filesystem::path& target, const ExportOptions& options = {},
                             const ExportProgressFn& progress = {});

@@ -5,16 +5,18 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
 
 #include "posix_file.h"
 
 namespace moetrim::checkpoint_detail {
 
-/// Bytes go to `FILE.partial`; commit() flushes them to disk and renames. Destroyed before that, it removes them.
+/// Bytes go to a temporary file; commit() flushes them to disk and renames. Destroyed before that, it removes them.
 class AtomicFile {
  public:
+  /// @param tag  the temporary file is `FILE.TAG.partial`, or `FILE.partial` without one; a left-over is replaced
   /// @throws Error or OutOfResources when the temporary file cannot be made.
-  explicit AtomicFile(std::filesystem::path file);
+  explicit AtomicFile(std::filesystem::path file, const std::string& tag = {});
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -22,11 +24,19 @@ class AtomicFile {
   const std::filesystem::path& path() const { return file_; }
   /// @throws OutOfResources when the disk is full; Error otherwise.
   void write(std::span<const std::byte> data);
+  /// Bytes at a place of their own, from any thread. @throws as write
+  void write_at(std::uint64_t at, std::span<const std::byte> data);
+  /// The same with bytes [begin, begin + size) of a file, which the kernel moves by itself where it can.
+  /// @throws InvalidInput when that file ends before; else as write
+  void copy_at(std::uint64_t at, int from, const std::filesystem::path& from_path, std::uint64_t begin, std::uint64_t size);
   void commit();
 
  private:
   /// Turns errno into the exception that fits.
-  [[noreturn]] void fail(const char* action, std::uint64_t bytes) const;
+  [[noreturn]] void fail(const char* action, std::uint64_t bytes) const { fail(action, written_bytes_, bytes); }
+  [[noreturn]] void fail(const char* action, std::uint64_t at, std::uint64_t bytes) const;
+  /// Lets the disk begin with these bytes. Only a hint: errors are reported by the flush at the end.
+  void start_flushing(std::uint64_t at, std::uint64_t size) const;
 
   std::filesystem::path file_;
   std::filesystem::path partial_;

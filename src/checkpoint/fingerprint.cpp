@@ -17,8 +17,17 @@ namespace {
 
 // Head and tail: a fine-tuned copy differs everywhere, a half-written file at its end.
 constexpr std::uint64_t kSampleSideBytes = 2048;
+/// Samples that are being read while others are hashed: thousands of small reads, one after another, would take seconds.
+constexpr std::size_t kSamplesAhead = 128;
 
 std::string hex(const XXH128_hash_t& hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
+
+void read_soon(const Checkpoint& checkpoint, const Tensor& tensor) {
+  const SafetensorsFile& file = checkpoint.files()[tensor.file];
+  const std::uint64_t side = std::min(tensor.size, kSampleSideBytes);
+  file.read_soon(tensor.offset, side);
+  file.read_soon(tensor.offset + tensor.size - side, side);
+}
 
 std::string sample_hash(const Checkpoint& checkpoint, const Tensor& tensor) {
   const std::uint64_t head = std::min(tensor.size, kSampleSideBytes);
@@ -35,7 +44,11 @@ std::string Checkpoint::fingerprint() const {
   // Read in the order of the bytes, hashed in the order of the names.
   std::vector<std::string> samples;
   samples.reserve(tensors_.size());
-  for (const Tensor& tensor : tensors_) samples.push_back(sample_hash(*this, tensor));
+  std::size_t soon = 0;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    for (; soon < std::min(tensors_.size(), i + kSamplesAhead); ++soon) read_soon(*this, tensors_[soon]);
+    samples.push_back(sample_hash(*this, tensors_[i]));
+  }
 
   // Text with lengths in front: no two models write the same, and byte order does not matter.
   std::string text = fmt::format("moetrim checkpoint 1\n{}:{}\n", config_text_.size(), config_text_);

@@ -101,10 +101,16 @@ std::vector<std::byte> SafetensorsFile::read(const Tensor& tensor) const {
   return bytes;
 }
 
-void SafetensorsFile::drop_cache(const Tensor& tensor) const {
+void SafetensorsFile::drop_cache(const Tensor& tensor) const { drop_cache(tensor.offset, tensor.size); }
+
+void SafetensorsFile::drop_cache(std::uint64_t offset, std::uint64_t size) const {
   // A length of 0 would mean "to the end of the file". The advice may be refused; nothing depends on it.
-  if (tensor.size == 0) return;
-  ::posix_fadvise(descriptor_, static_cast<off_t>(tensor.offset), static_cast<off_t>(tensor.size), POSIX_FADV_DONTNEED);
+  if (size == 0) return;
+  ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+}
+
+void SafetensorsFile::read_soon(std::uint64_t offset, std::uint64_t size) const {
+  if (size > 0) ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
 }
 
 }  // namespace moetrim

@@ -1,12 +1,14 @@
 // moetrim rewrite: a checkpoint and a plan to a new checkpoint, and on request its dequantised twin.
 
 #include <algorithm>
+#include <cstdio>
 #include <optional>
 
 #include <fmt/format.h>
 
 #include "cli/command.h"
 #include "cli/progress.h"
+#include "moetrim/error.h"
 #include "moetrim/export.h"
 #include "moetrim/plan.h"
 
@@ -15,9 +17,20 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype;
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice;
+  int writers = 2;
   bool overwrite = false, other = false, dry_run = false;
 };
+
+ShardShare parse_share(const std::string& text) {
+  ShardShare share;
+  int used = 0;
+  if (std::sscanf(text.c_str(), "%6d/%6d%n", &share.number, &share.count, &used) == 2 &&
+      static_cast<std::size_t>(used) == text.size() && share.number >= 1 && share.number <= share.count) {
+    return share;
+  }
+  throw UsageError(fmt::format("--slice {}: expected i/n with i from 1 to n, for example 2/8", text));
+}
 
 /// `also` is that of the twin, where there is one.
 void print_estimate(const Session& session, const ExportEstimate& e, const std::optional<ExportEstimate>& also,
@@ -45,9 +58,15 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                               {"before_bytes", before.total_bytes()},
                               {"shards", pruned.shards},
                               {"reused_shards", pruned.reused_shards},
+                              {"awaited_shards", pruned.awaited_shards},
                               {"experts", plan.keep},
                               {"warnings", request.warnings}};
   if (request.record.contains("slim")) json["slim"] = request.record["slim"];
+  if (pruned.awaited_shards > 0) {
+    return session.print(json, fmt::format("{} files written, {} were there; {} of other slices are not finished, and the one that is "
+                                           "last completes {}\n", pruned.written_shards, pruned.reused_shards,
+                                           pruned.awaited_shards, pruned.folder.string()));
+  }
   std::string text = fmt::format("{} of {} experts, {} of {}, in {}\n", plan.keep, plan.experts, human_bytes(pruned.tensor_bytes),
                                  human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {
@@ -69,7 +88,9 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   const Plan plan = read_plan(flags.plan);
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
   const Model model = describe(checkpoint);
-  const ExportOptions options{.shard_bytes = parse_bytes(flags.shard_size), .overwrite = flags.overwrite};
+  ExportOptions options{.shard_bytes = parse_bytes(flags.shard_size), .overwrite = flags.overwrite, .writers = flags.writers,
+                        .stop = &stop_requested};
+  if (!flags.slice.empty()) options.share = parse_share(flags.slice);
   const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
@@ -83,7 +104,6 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   Progress line("rewrite", "B", session.quiet);
   const auto progress = [&](const ExportProgress& p) {
     line.update(static_cast<double>(p.done_bytes), static_cast<double>(p.total_bytes));
-    stop_if_requested();
   };
   const TwinResult result = twin ? export_with_twin(checkpoint, request, *twin, flags.output, options, progress)
                                  : TwinResult{export_checkpoint(checkpoint, request, flags.output, options, progress), {}};
@@ -101,6 +121,11 @@ void add_rewrite(CLI::App& app, Session& session) {
   command->add_option("--plan", flags->plan, "Plan file")->required();
   command->add_option("-o,--output", flags->output, "Folder for the new checkpoint; must not exist, or be empty")->required();
   command->add_option("--shard-size", flags->shard_size, "Largest file, for example 5GB or 500MiB")->capture_default_str();
+  command->add_option("--writers", flags->writers, "Threads that copy, on one file or on several; the bytes are the same")
+      ->check(CLI::Range(1, 256))->capture_default_str();
+  command->add_option("--slice", flags->slice,
+                      "Write the i-th of n shares of the files, i/n, for runs on several machines with one file system; the run "
+                      "that finds all files finished completes the folder");
   command->add_option("--mtp", flags->mtp, "Multi-token-prediction blocks: prune as the plan says, keep whole, or drop")
       ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
   command->add_option("--also-dtype", flags->also_dtype,

@@ -6,7 +6,7 @@
 
 #include "export/computed_matrix.h"
 #include "export/disk_need.h"
-#include "export/read_ahead.h"
+#include "export/piece_reader.h"
 #include "export/staging.h"
 #include "moetrim/export.h"
 
@@ -39,16 +39,16 @@ std::uint64_t elements(const TensorSpec& spec) {
 }
 
 /// Buffers of the copy, one matrix where some are computed, and the lists of tensors and pieces.
-std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request) {
+std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request, int writers) {
   constexpr std::uint64_t kPerTensor = 512;  // name, shape, spec, its place in a shard and in the index
-  std::uint64_t bytes = (export_detail::kBlocks + 1) * export_detail::kBlockBytes;
-  bytes += kPerTensor * (source.tensors().size() + 2 * request.tensors.size());
+  constexpr std::uint64_t kBlocks = 2;       // what is written, and the window that a cut reads through
+  std::uint64_t bytes = kPerTensor * (source.tensors().size() + 2 * request.tensors.size());
   std::uint64_t matrix = 0;
   for (const OutputTensor& tensor : request.tensors) {
     bytes += 2 * tensor.pieces.size() * sizeof(Piece);
     if (tensor.computation) matrix = std::max(matrix, export_detail::matrix_bytes(*request.model, *tensor.computation));
   }
-  return bytes + matrix;
+  return bytes + static_cast<std::uint64_t>(writers) * (kBlocks * export_detail::kBlockBytes + matrix);
 }
 
 }  // namespace
@@ -68,7 +68,7 @@ ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& r
   out.shards = shards.size();
   out.disk_bytes = export_detail::disk_need(shards, side_files, request);
   out.free_disk_bytes = export_detail::free_disk_bytes(path);
-  out.peak_memory_bytes = peak_memory(source, request);
+  out.peak_memory_bytes = peak_memory(source, request, options.writers);
   for (const auto& file : side_files) out.copied_files.push_back(file.name);
   return out;
 }

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "export/folder_export.h"
+#include "export/writers.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 
@@ -74,7 +75,9 @@ class Export {
       leave_resumable();
       throw;
     }
-    return {pruned_->result(), twin_ ? twin_->result() : published_result()};
+    TwinResult out{pruned_->result(), twin_ ? twin_->result() : published_result()};
+    out.pruned.awaited_shards = awaited_shards_;
+    return out;
   }
 
  private:
@@ -91,6 +94,7 @@ class Export {
     check_disk();
     meter_.report();
     write_shards();
+    if (options_.share && !may_complete()) return;
     pruned_->write_other_files();
     if (twin_) {
       twin_->write_other_files();
@@ -102,11 +106,27 @@ class Export {
   void write_shards() {
     std::vector<std::size_t> awaited;
     if (twin_) awaited = shards_awaited(*twin_, *twin_request_, *pruned_, request_);
+    std::vector<ShardOrder> orders;
+    const auto add = [&](FolderExport& folder, std::size_t shard) {
+      if (folder.wants(folder.shards()[shard])) orders.push_back({&folder, &folder.shards()[shard]});
+    };
     std::size_t next = 0;
     for (std::size_t i = 0; i < pruned_->shards().size(); ++i) {
-      pruned_->write_shard(pruned_->shards()[i]);
-      for (; next < awaited.size() && awaited[next] <= i; ++next) twin_->write_shard(twin_->shards()[next]);
+      add(*pruned_, i);
+      for (; next < awaited.size() && awaited[next] <= i; ++next) add(*twin_, next);
     }
+    Writers(source_, *request_.model, meter_).write(orders, options_.writers, options_.stop);
+  }
+
+  /// Of runs that share the folder, the one that finds all shards finished completes it. @return false when it is not this one
+  bool may_complete() {
+    awaited_shards_ = pruned_->awaited();
+    if (awaited_shards_ > 0) return false;
+    const bool mine = pruned_->wait_for_others([&] {
+      if (options_.stop != nullptr && *options_.stop) throw Interrupted("stopped by a signal; repeat the command to go on");
+    });
+    if (mine || is_complete(target_, request_, pruned_->shards())) return mine;
+    throw Error(fmt::format("{}: the working folder was taken away; start again", target_.string()));
   }
 
   void check_disk() const {
@@ -144,8 +164,23 @@ class Export {
   Meter meter_;
   fs::path target_, twin_target_;
   bool twin_published_ = false;
+  std::size_t awaited_shards_ = 0;
   std::optional<FolderExport> pruned_, twin_;
 };
+
+/// What a request gave that another run completed; nothing when the target is not that.
+std::optional<ExportResult> completed(const ExportRequest& request, const fs::path& target, const ExportOptions& options) {
+  const auto shards = assign_shards(request.tensors, options.shard_bytes);
+  if (!is_complete(target, request, shards)) return std::nullopt;
+  ExportResult out;
+  out.folder = target;
+  out.tensor_bytes = tensor_bytes(shards);
+  out.shards = shards.size();
+  for (const Shard& shard : shards) {
+    out.reused_shards += options.share->holds(static_cast<std::size_t>(&shard - shards.data()), shards.size());
+  }
+  return out;
+}
 
 TwinResult run_export(const Checkpoint& source, const ExportRequest& request, const TwinRequest* twin, const fs::path& target,
                       const ExportOptions& options, const ExportProgressFn& progress) {
@@ -160,6 +195,10 @@ TwinResult run_export(const Checkpoint& source, const ExportRequest& request, co
 
 ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& request, const fs::path& target,
                                const ExportOptions& options, const ExportProgressFn& progress) {
+  // A slice that is run again, when all have been.
+  if (options.share) {
+    if (const auto whole = completed(request, absolute_target(target), options)) return *whole;
+  }
   return run_export(source, request, nullptr, target, options, progress).pruned;
 }
 

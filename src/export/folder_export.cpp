@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "export/digest.h"
 #include "export/disk_need.h"
+#include "moetrim/error.h"
 
 namespace moetrim::export_detail {
 
@@ -14,9 +14,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Small enough to be hashed and written while it lies in the processor's cache. Writes of 8 MiB took up to six times the
-/// processor time (Linux 6.18, ext4).
-constexpr std::size_t kWriteBytes = std::size_t{512} << 10;
+/// A writer's left-over is its shard's, whoever wrote.
+bool is_partial_of(const std::string& name, const Shard& shard) {
+  return name.starts_with(shard.file + ".") && name.ends_with(kPartialEnd);
+}
 
 }  // namespace
 
@@ -25,59 +26,64 @@ FolderExport::FolderExport(const Checkpoint& source, const ExportRequest& reques
     : source_(source),
       request_(request),
       overwrite_(options.overwrite),
+      share_(options.share),
       meter_(meter),
       cached_(cached),
       target_(std::move(target)),
       shards_(assign_shards(request.tensors, options.shard_bytes)),
       side_files_(find_side_files(source.folder())),
-      staging_(target_),
-      journal_(staging_.folder(), job_digest(shards_, request.source_fingerprint)) {
-  meter_.state.total_bytes += tensor_bytes(shards_);
-  meter_.state.total_shards += shards_.size();
+      staging_(target_, share_ ? Access::shared : Access::alone),
+      journal_(staging_.folder()) {
+  staging_.claim(job_digest(shards_, request.source_fingerprint));
+  if (share_) staging_.lock_share(*share_);
+  for (const Shard& shard : shards_) {
+    if (!owns(shard)) continue;
+    meter_.state.total_bytes += shard.tensor_bytes;
+    ++meter_.state.total_shards;
+  }
 }
+
+bool FolderExport::owns(const Shard& shard) const {
+  return !share_ || share_->holds(static_cast<std::size_t>(&shard - shards_.data()), shards_.size());
+}
+
+bool FolderExport::wants(const Shard& shard) const { return owns(shard) && !finished_.contains(shard.file); }
 
 void FolderExport::find_finished() {
   std::set<std::string> keep;
   for (const Shard& shard : shards_) {
-    if (!journal_.has(shard)) {
-      journal_.forget(shard.file);
-      continue;
-    }
-    keep.insert(shard.file);
+    if (!owns(shard) || !journal_.has(shard)) continue;
+    finished_.insert(shard.file);
+    keep.insert({shard.file, Journal::entry_name(shard)});
     meter_.state.done_bytes += shard.tensor_bytes;
     ++meter_.state.done_shards;
   }
-  finished_ = keep;
-  if (!keep.empty()) keep.insert(kJournalName);
-  staging_.clear(keep);
+  reused_ = finished_.size();
+  if (!share_) return staging_.clear([&](const std::string& name) { return !keep.contains(name) && !is_claim(name); });
+  staging_.clear([&](const std::string& name) {
+    return std::any_of(shards_.begin(), shards_.end(), [&](const Shard& shard) {
+      return wants(shard) && (name == shard.file || name == Journal::entry_name(shard) || is_partial_of(name, shard));
+    });
+  });
 }
 
 std::uint64_t FolderExport::disk_left() const {
   std::vector<Shard> left;
   for (const Shard& shard : shards_) {
-    if (!finished_.contains(shard.file)) left.push_back(shard);
+    if (wants(shard)) left.push_back(shard);
   }
   return disk_need(left, side_files_, request_);
 }
 
-void FolderExport::write_shard(const Shard& shard) {
-  if (finished_.contains(shard.file)) return;
-  SafetensorsWriter writer(staging_.folder() / shard.file, shard.specs());
-  ReadAhead blocks(TensorReader(source_, request_, shard, cached_));
-  Digest digest;
-  for (auto block = blocks.next(); !block.empty(); block = blocks.next()) {
-    for (std::size_t at = 0; at < block.size(); at += kWriteBytes) {
-      const auto part = block.subspan(at, std::min(kWriteBytes, block.size() - at));
-      digest.add(part);
-      writer.write(part);
-    }
-    meter_.state.done_bytes += block.size();
-    meter_.report();
-  }
-  writer.finish();
-  journal_.add(shard, digest.hex());
-  ++meter_.state.done_shards;
-  meter_.report();
+void FolderExport::note_finished(const Shard& shard) {
+  journal_.add(shard);
+  finished_.insert(shard.file);
+}
+
+std::size_t FolderExport::awaited() const {
+  return static_cast<std::size_t>(std::count_if(shards_.begin(), shards_.end(), [&](const Shard& shard) {
+    return !owns(shard) && !journal_.has(shard);
+  }));
 }
 
 /// config.json comes last: without it no reader takes the folder for a checkpoint.
@@ -97,13 +103,15 @@ void FolderExport::write_json(const char* name, const nlohmann::ordered_json& js
 
 void FolderExport::publish() {
   // From here to the rename a kill costs the work, but nothing looks finished: the folder's name is not the target's.
-  fs::remove(staging_.folder() / kJournalName);
+  staging_.clear([&](const std::string& name) {
+    return is_working_file(name) || std::any_of(shards_.begin(), shards_.end(), [&](const Shard& s) { return is_partial_of(name, s); });
+  });
   staging_.publish(overwrite_);
 }
 
 bool FolderExport::leave_resumable() {
-  if (journal_.empty()) staging_.discard();
-  return !journal_.empty();
+  if (finished_.empty() && !share_) staging_.discard();
+  return !finished_.empty();
 }
 
 ExportResult FolderExport::result() const {
@@ -111,9 +119,22 @@ ExportResult FolderExport::result() const {
   out.folder = target_;
   out.tensor_bytes = tensor_bytes(shards_);
   out.shards = shards_.size();
-  out.reused_shards = finished_.size();
+  out.written_shards = finished_.size() - reused_;
+  out.reused_shards = reused_;
   for (const SideFile& file : side_files_) out.copied_files.push_back(file.name);
   return out;
+}
+
+bool is_complete(const fs::path& folder, const ExportRequest& request, std::span<const Shard> shards) {
+  std::error_code ignored;
+  const auto is_file = [&](const std::string& name) { return fs::is_regular_file(folder / name, ignored); };
+  if (!is_file("moetrim.json") || !is_file("config.json")) return false;
+  try {
+    return read_json_file(folder / "moetrim.json") == request.record &&
+           std::all_of(shards.begin(), shards.end(), [&](const Shard& shard) { return is_file(shard.file); });
+  } catch (const InvalidInput&) {
+    return false;
+  }
 }
 
 }  // namespace moetrim::export_detail

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <system_error>
-#include <vector>
 
 #include <fmt/format.h>
 
@@ -22,37 +21,15 @@ bool same_spec(const TensorSpec& a, const TensorSpec& b) {
   return a.name == b.name && a.dtype == b.dtype && a.shape == b.shape;
 }
 
-std::string data_digest(const SafetensorsFile& file) {
-  constexpr std::uint64_t kReadBytes = 8U << 20;
-  Digest digest;
-  std::vector<std::byte> buffer(static_cast<std::size_t>(std::min(kReadBytes, file.file_bytes())));
-  for (const Tensor& tensor : file.tensors()) {
-    for (std::uint64_t at = 0; at < tensor.size;) {
-      const std::span part(buffer.data(), static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), tensor.size - at)));
-      file.read(tensor, at, part);
-      digest.add(part);
-      at += part.size();
-    }
-    file.drop_cache(tensor);
-  }
-  return digest.hex();
+/// What is noted of a finished shard. @throws fs::filesystem_error when it is gone
+Json stamp_of(const fs::path& file) {
+  return {{"bytes", fs::file_size(file)}, {"changed", fs::last_write_time(file).time_since_epoch().count()}};
 }
 
-/// Empty when the journal is of another job, or damaged: then the work is done again.
-std::map<std::string, std::string> read_entries(const fs::path& file, const std::string& job) {
-  std::map<std::string, std::string> entries;
+bool has_stamp(const fs::path& file, const fs::path& entry) {
   std::error_code ignored;
-  if (!fs::is_regular_file(fs::symlink_status(file, ignored))) return entries;
-  try {
-    const Json json = read_json_file(file);
-    if (json.value("job", "") != job) return entries;
-    for (const auto& [name, digest] : json.at("shards").items()) entries.emplace(name, digest.get<std::string>());
-  } catch (const InvalidInput&) {
-    entries.clear();
-  } catch (const Json::exception&) {
-    entries.clear();
-  }
-  return entries;
+  if (!fs::is_regular_file(fs::symlink_status(entry, ignored)) || !fs::is_regular_file(fs::symlink_status(file, ignored))) return false;
+  return read_json_file(entry) == stamp_of(file);
 }
 
 void add_atoms(Digest& digest, const SharedAtoms& atoms) {
@@ -77,34 +54,29 @@ void add_computation(Digest& digest, const Computation& computation) {
 
 }  // namespace
 
-Journal::Journal(const fs::path& folder, std::string job)
-    : folder_(folder), job_(std::move(job)), entries_(read_entries(folder / kJournalName, job_)) {}
+std::string Journal::entry_name(const Shard& shard) { return std::string(kJournalStart) + shard.file; }
 
 bool Journal::has(const Shard& shard) const {
-  const auto entry = entries_.find(shard.file);
-  if (entry == entries_.end()) return false;
+  const fs::path file = folder_ / shard.file;
   try {
-    const SafetensorsFile file = SafetensorsFile::open(folder_ / shard.file);
+    if (!has_stamp(file, folder_ / entry_name(shard))) return false;
+    const SafetensorsFile opened = SafetensorsFile::open(file);
     const auto specs = shard.specs();
-    return std::equal(specs.begin(), specs.end(), file.tensors().begin(), file.tensors().end(), same_spec) &&
-           data_digest(file) == entry->second;
+    return std::equal(specs.begin(), specs.end(), opened.tensors().begin(), opened.tensors().end(), same_spec);
   } catch (const InvalidInput&) {
-    return false;  // damaged or gone: it is written again
+    return false;  // damaged: it is written again
+  } catch (const fs::filesystem_error&) {
+    return false;  // gone meanwhile
   }
 }
 
-void Journal::add(const Shard& shard, const std::string& digest) {
-  entries_[shard.file] = digest;
-  Json json;
-  json["job"] = job_;
-  json["shards"] = Json::object();
-  for (const auto& [name, value] : entries_) json["shards"][name] = value;
-  write_file_atomically(folder_ / kJournalName, json.dump(1) + "\n");
+void Journal::add(const Shard& shard) const {
+  write_file_atomically(folder_ / entry_name(shard), stamp_of(folder_ / shard.file).dump() + "\n");
 }
 
 std::string job_digest(std::span<const Shard> shards, const std::string& source_fingerprint) {
   Digest digest;
-  digest.add_text("moetrim export 2");
+  digest.add_text("moetrim export 3");
   digest.add_text(source_fingerprint);
   for (const Shard& shard : shards) {
     digest.add_text(shard.file);

@@ -1,36 +1,36 @@
 // What an interrupted export has finished.
 #pragma once
 
-#include <cstdint>
 #include <filesystem>
-#include <map>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "export/shards.h"
 
 namespace moetrim::export_detail {
 
-inline constexpr const char* kJournalName = ".moetrim-journal";
+/// Names of the journal's files in the staging folder begin with this.
+inline constexpr std::string_view kJournalStart = ".moetrim-done-";
 
-/// Digests of finished shards, in a file of the staging folder that is replaced as a whole.
+/// One small file per finished shard in the staging folder, so that several runs can note theirs without knowing of each other.
 ///
-/// It names the job it belongs to. A journal of another job (another source, plan, order or shard size) is not believed.
+/// It is made after the shard's bytes were flushed to disk and has their number and the time of their last change. That tells
+/// whether anybody touched the shard since, without the reading of hundreds of gigabytes that a digest would take, at every
+/// start and by every one of several runs.
 class Journal {
  public:
-  /// Reads the journal that is there, if it belongs to the job.
-  Journal(const std::filesystem::path& folder, std::string job);
+  explicit Journal(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
-  /// True when the shard's file is there and still has the bytes that were written. Reads the file.
+  /// True when the shard was finished and is as it was then.
   bool has(const Shard& shard) const;
-  void add(const Shard& shard, const std::string& digest);
-  void forget(const std::string& file) { entries_.erase(file); }
-  bool empty() const { return entries_.empty(); }
+  /// To be called when the shard has its name and is flushed.
+  void add(const Shard& shard) const;
+
+  static std::string entry_name(const Shard& shard);
 
  private:
   std::filesystem::path folder_;
-  std::string job_;
-  std::map<std::string, std::string> entries_;  ///< file name to digest
 };
 
 /// Hash over everything that decides the bytes of the shards.

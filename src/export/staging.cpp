@@ -2,19 +2,24 @@
 
 #include "export/staging.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <limits>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
+#include "export/journal.h"
 #include "moetrim/error.h"
 
 namespace moetrim::export_detail {
@@ -44,13 +49,42 @@ void exchange(const fs::path& staged, const fs::path& target) {
                           "command again, the work so far is kept", target.string()));
 }
 
+constexpr std::string_view kJobStart = ".moetrim-job-";
+constexpr std::string_view kShareStart = ".moetrim-slice-";
+
+/// False when another run holds the lock.
+bool try_lock(int descriptor, int kind, const fs::path& path) {
+  if (::flock(descriptor, kind | LOCK_NB) == 0) return true;
+  if (errno != EWOULDBLOCK) fail(path, "locking", errno);
+  return false;
+}
+
+/// An empty file; false when it is there already.
+bool create(const fs::path& file) {
+  const int descriptor = ::open(file.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (descriptor < 0 && errno != EEXIST) fail(file, "creating it", errno);
+  if (descriptor >= 0) ::close(descriptor);
+  return descriptor >= 0;
+}
+
+bool is_same_folder(int descriptor, const fs::path& folder) {
+  struct stat open {}, named {};
+  return ::fstat(descriptor, &open) == 0 && ::lstat(folder.c_str(), &named) == 0 && open.st_dev == named.st_dev &&
+         open.st_ino == named.st_ino;
+}
+
 }  // namespace
 
-fs::path resolve_target(const fs::path& target, const fs::path& source, bool overwrite) {
+fs::path absolute_target(const fs::path& target) {
   if (target.empty()) throw UsageError("the output folder has no name");
   fs::path path = fs::weakly_canonical(fs::absolute(target));
   if (!path.has_filename()) path = path.parent_path();  // "out/"
   if (!path.has_filename()) throw UsageError(fmt::format("{} cannot be an output folder", target.string()));
+  return path;
+}
+
+fs::path resolve_target(const fs::path& target, const fs::path& source, bool overwrite) {
+  const fs::path path = absolute_target(target);
   const fs::file_status status = fs::symlink_status(path);
   if (!fs::exists(status)) return path;
   if (!fs::is_directory(status)) throw UsageError(fmt::format("output {} exists and is not a folder", path.string()));
@@ -80,7 +114,7 @@ fs::path staging_folder(const fs::path& target) {
   return target.parent_path() / fmt::format(".{}.moetrim-partial", target.filename().string());
 }
 
-Staging::Staging(fs::path target) : target_(std::move(target)) {
+Staging::Staging(fs::path target, Access access) : target_(std::move(target)), access_(access) {
   folder_ = staging_folder(target_);
   fs::create_directories(target_.parent_path());
   const fs::file_status status = fs::symlink_status(folder_);
@@ -90,21 +124,67 @@ Staging::Staging(fs::path target) : target_(std::move(target)) {
   fs::create_directory(folder_);
   descriptor_ = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (descriptor_ < 0) fail(folder_, "opening the working folder", errno);
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return;
-  const int code = errno;
+  if (try_lock(descriptor_, access == Access::alone ? LOCK_EX : LOCK_SH, folder_)) return;
   ::close(std::exchange(descriptor_, -1));
-  if (code != EWOULDBLOCK) fail(folder_, "locking the working folder", code);
   throw Error(fmt::format("{}: another run is writing this output; wait for it, or name another output", target_.string()));
 }
 
 Staging::~Staging() {
-  if (descriptor_ >= 0) ::close(descriptor_);
+  for (const int descriptor : {share_, descriptor_}) {
+    if (descriptor >= 0) ::close(descriptor);
+  }
 }
 
-void Staging::clear(const std::set<std::string>& keep) {
-  for (const auto& entry : fs::directory_iterator(folder_)) {
-    if (!keep.contains(entry.path().filename().string())) fs::remove_all(entry.path());
+void Staging::claim(const std::string& job) {
+  const std::string mine = std::string(kJobStart) + job;
+  const auto is_other = [&](const std::string& name) { return name.starts_with(kJobStart) && name != mine; };
+  const auto has_other = [&] {
+    return std::any_of(fs::directory_iterator(folder_), fs::directory_iterator(),
+                       [&](const auto& entry) { return is_other(entry.path().filename().string()); });
+  };
+  if (access_ == Access::alone) {
+    if (!fs::exists(folder_ / mine)) clear([](const std::string&) { return true; });
+    create(folder_ / mine);
+    return;
   }
+  // Two of different jobs that come at the same moment both find the other, and both leave.
+  const bool made = create(folder_ / mine);
+  if (!has_other()) return;
+  if (made) fs::remove(folder_ / mine);
+  throw InvalidInput(fmt::format("{}: holds unfinished work of another request (another plan, source, --mtp or --shard-size); give "
+                                 "all slices the same, or remove the folder", folder_.string()));
+}
+
+void Staging::lock_share(const ShardShare& share) {
+  const fs::path file = folder_ / fmt::format("{}{}-of-{}", kShareStart, share.number, share.count);
+  share_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+  if (share_ < 0) fail(file, "opening the lock file", errno);
+  if (try_lock(share_, LOCK_EX, file)) return;
+  throw Error(fmt::format("{}: another run is writing slice {}/{} of this output; wait for it", target_.string(), share.number,
+                          share.count));
+}
+
+void Staging::clear(const std::function<bool(const std::string& name)>& unwanted) const {
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (unwanted(entry.path().filename().string())) fs::remove_all(entry.path());
+  }
+}
+
+bool Staging::lock_alone(const std::function<void()>& wait) {
+  constexpr auto kPause = std::chrono::milliseconds(50);
+  ::flock(descriptor_, LOCK_UN);
+  for (;; std::this_thread::sleep_for(kPause)) {
+    // Under another name, or under none: somebody finished it.
+    if (!is_same_folder(descriptor_, folder_)) return false;
+    if (try_lock(descriptor_, LOCK_EX, folder_)) return is_same_folder(descriptor_, folder_);
+    wait();
+  }
+}
+
+bool is_claim(std::string_view name) { return name.starts_with(kJobStart); }
+
+bool is_working_file(std::string_view name) {
+  return is_claim(name) || name.starts_with(kShareStart) || name.starts_with(kJournalStart);
 }
 
 void Staging::publish(bool overwrite) {

@@ -47,7 +47,7 @@ std::set<std::string> weight_files(const fs::path& folder, const Checkpoint* che
 
 void check_file(const std::string& name, const std::set<std::string>& weights, Findings& findings) {
   const auto ends = [&](std::string_view ending) { return name.ends_with(ending); };
-  if (ends(".partial") || name == ".moetrim-journal") {
+  if (ends(".partial") || name.starts_with(".moetrim-")) {
     add_error(findings, name, "is left over from a run that did not finish; run it again, or remove the file");
   } else if (ends(".safetensors") && !weights.contains(name)) {
     if (name.starts_with("consolidated")) {

@@ -2,7 +2,10 @@
 
 #include "testing.h"
 
+#include <atomic>
+#include <chrono>
 #include <csignal>
+#include <future>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -87,7 +90,7 @@ TEST_CASE("a run that stops before its first shard leaves nothing", "[export][re
   CHECK_FALSE(fs::exists(work.folder / kPartial));
 }
 
-TEST_CASE("finished shards are believed only if they still have their bytes and belong to the job", "[export][resume]") {
+TEST_CASE("finished shards are believed only if nobody touched them and they belong to the job", "[export][resume]") {
   Work work;
   CHECK_THROWS_AS(work.write(stop_after(3)), Stop);
   const fs::path partial = work.folder / kPartial;
@@ -97,10 +100,13 @@ TEST_CASE("finished shards are believed only if they still have their bytes and 
   for (const auto& entry : fs::directory_iterator(partial)) {
     if (entry.path().filename().string().starts_with("model-00002")) shard = entry.path();
   }
+  const fs::path note = partial / (".moetrim-done-" + shard.filename().string());
+  REQUIRE(fs::exists(note));
   SECTION("a byte changed") {
     std::string bytes = read_bytes(shard);
     bytes.back() = static_cast<char>(bytes.back() ^ 1);
     write_text(shard, bytes);
+    fs::last_write_time(shard, fs::last_write_time(shard) + std::chrono::milliseconds(1));  // some kernels count in jiffies
     reused = 2;
   }
   SECTION("shortened") {
@@ -111,16 +117,19 @@ TEST_CASE("finished shards are believed only if they still have their bytes and 
     fs::remove(shard);
     reused = 2;
   }
-  SECTION("journal damaged") {
-    write_text(partial / ".moetrim-journal", "{\"job\": 3");
-    reused = 0;
+  SECTION("note damaged") {
+    write_text(note, "{\"bytes\": 3");
+    reused = 2;
   }
-  SECTION("journal with other types") {
-    write_text(partial / ".moetrim-journal", R"({"job": 3, "shards": [1]})");
-    reused = 0;
+  SECTION("note with other types") {
+    write_text(note, R"({"bytes": [1]})");
+    reused = 2;
+  }
+  SECTION("a note alone") {
+    write_text(partial / ".moetrim-done-model-00009-of-00009.safetensors", "{}");
   }
   SECTION("strange files beside") {
-    write_text(partial / "model-00009-of-00009.safetensors.partial", "x");
+    write_text(partial / (shard.filename().string() + ".0123.partial"), "x");
     write_text(partial / "config.json", "x");
     write_text(partial / "folder/x", "x");
   }
@@ -206,4 +215,112 @@ TEST_CASE("a disk that fills up meanwhile leaves no target, and the work goes on
   fs::remove(filler);
   CHECK(export_checkpoint(work.source, work.request, target, kSmallShards).reused_shards == 2);
   CHECK(folder_contents(target) == folder_contents(work.folder / "undisturbed"));
+}
+
+TEST_CASE("several writers write the bytes of one, also after a stop", "[export][writers]") {
+  Work work;
+  ExportOptions options = kSmallShards;
+  options.writers = 4;
+  SECTION("undisturbed") { work.write({}, options); }
+  SECTION("into one file") {
+    options.shard_bytes = ExportOptions{}.shard_bytes;
+    export_checkpoint(work.source, work.request, work.folder / "one", {});
+    work.write({}, options);
+    CHECK(folder_contents(work.folder / "out") == folder_contents(work.folder / "one"));
+    return;
+  }
+  SECTION("stopped by what the progress throws") {
+    CHECK_THROWS_AS(work.write(stop_after(2), options), Stop);
+    CHECK(work.write({}, options).reused_shards >= 2);
+  }
+  SECTION("stopped by a signal: the shards in work are finished") {
+    std::atomic<bool> stop = false;
+    options.stop = &stop;
+    std::size_t done = 0;
+    const auto progress = [&](const ExportProgress& state) {
+      done = state.done_shards;
+      if (done == 2) stop = true;
+    };
+    CHECK_THROWS_AS(work.write(progress, options), Interrupted);
+    CHECK_FALSE(fs::exists(work.folder / "out"));
+    stop = false;
+    CHECK(work.write({}, options).reused_shards == done);
+  }
+  work.check_equal();
+  CHECK_FALSE(fs::exists(work.folder / kPartial));
+}
+
+namespace {
+
+ExportOptions slice(int number, int count) {
+  ExportOptions options = kSmallShards;
+  options.share = ShardShare{.number = number, .count = count};
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("slices in any order write the bytes of one run, and the last one completes the folder", "[export][slices]") {
+  Work work;
+  const auto order = GENERATE(std::vector{1, 2, 3}, std::vector{3, 1, 2}, std::vector{2, 3, 1});
+  std::size_t written = 0;
+  for (const int number : order) {
+    CHECK_FALSE(fs::exists(work.folder / "out"));
+    const auto result = work.write({}, slice(number, 3));
+    written += result.written_shards;
+    CHECK((result.awaited_shards == 0) == (number == order.back()));
+    if (number == order.front()) CHECK(work.write({}, slice(number, 3)).written_shards == 0);  // doubled
+  }
+  work.check_equal();
+  CHECK_FALSE(fs::exists(work.folder / kPartial));
+  const auto again = work.write({}, slice(2, 3));  // doubled, and late
+  CHECK(written == again.shards);
+  CHECK(again.written_shards == 0);
+}
+
+TEST_CASE("slices at the same time write the bytes of one run", "[export][slices]") {
+  Work work;
+  std::vector<std::future<ExportResult>> runs;
+  for (const int number : {1, 2, 3}) runs.push_back(std::async(std::launch::async, [&, number] { return work.write({}, slice(number, 3)); }));
+  for (auto& run : runs) CHECK_NOTHROW(run.get());
+  work.check_equal();
+  CHECK_FALSE(fs::exists(work.folder / kPartial));
+}
+
+TEST_CASE("a slice that stops is taken up, by itself or by a whole run", "[export][slices][resume]") {
+  Work work;
+  CHECK_THROWS_AS(work.write(stop_after(1), slice(1, 2)), Stop);
+  CHECK(work.write({}, slice(2, 2)).awaited_shards > 0);
+  SECTION("by itself") { CHECK(work.write({}, slice(1, 2)).reused_shards == 1); }
+  SECTION("by a whole run") {
+    const auto result = work.write();
+    CHECK(result.reused_shards > 1);
+    CHECK(result.written_shards + result.reused_shards == result.shards);
+  }
+  work.check_equal();
+}
+
+TEST_CASE("slices of another request are refused, and a slice that is being written", "[export][slices]") {
+  Work work;
+  const ExportRequest other = prepare_export(work.model, plan_keeping(work.model, {{1, 3, 5}}), "test");
+  ExportOptions options = slice(2, 2);
+  SECTION("another plan") {
+    work.write({}, slice(1, 2));
+    CHECK_THROWS_AS(export_checkpoint(work.source, other, work.folder / "out", options), InvalidInput);
+  }
+  SECTION("another shard size") {
+    work.write({}, slice(1, 2));
+    options.shard_bytes = 800;
+    CHECK_THROWS_AS(work.write({}, options), InvalidInput);
+  }
+  SECTION("the same slice, or a whole run, while it is at work") {
+    const auto meanwhile = [&](const ExportProgress& state) {
+      if (state.done_shards != 1) return;
+      CHECK_THROWS_WITH(work.write({}, slice(1, 2)), Catch::Matchers::Contains("slice 1/2"));
+      CHECK_THROWS_WITH(work.write(), Catch::Matchers::Contains("another run"));
+    };
+    work.write(meanwhile, slice(1, 2));
+  }
+  CHECK(work.write({}, slice(2, 2)).awaited_shards == 0);  // nothing was lost
+  work.check_equal();
 }

@@ -46,7 +46,7 @@ TEST_CASE("stale and unfinished files are named", "[verify]") {
   TempFolder folder;
   write_tiny_checkpoint(folder.path(), {.shards = 2});
   const char* name = GENERATE("model.safetensors", "model-3-of-2.safetensors", "extra.safetensors", "model.safetensors.partial",
-                              ".moetrim-journal");
+                              ".moetrim-done-model.safetensors");
   CAPTURE(name);
   write_text(folder / name, "x");
   const auto findings = verify_checkpoint(folder.path());
