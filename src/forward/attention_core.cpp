@@ -9,6 +9,7 @@
 #include <ATen/ATen.h>
 
 #include "forward/kernels.h"
+#include "forward/linear.h"
 
 namespace moetrim {
 
@@ -42,7 +43,7 @@ at::Tensor blocked_attention(const at::Tensor& queries, const at::Tensor& keys, 
   at::Tensor out = at::empty({queries.size(0), queries.size(1), values.size(2)}, queries.options());
   visit_blocks(queries, keys, rule, [&](const AttentionBlock& block) {
     at::Tensor rows = block.rows_of(out);
-    rows.copy_(at::mm(block.shares, block.seen_of(values)).view(rows.sizes()));
+    rows.copy_(product(block.shares, block.seen_of(values).t()).view(rows.sizes()));
   });
   return out.view({queries.size(0), -1});
 }
@@ -88,7 +89,7 @@ void visit_blocks(const at::Tensor& queries, const at::Tensor& keys, const Atten
         sinks.clear();
         for (std::int64_t i = 0; i < block.count; ++i) sinks.insert(sinks.end(), of_head, of_head + shared);
       }
-      block.shares = at::mm(block.flat_rows_of(queries), block.seen_of(keys).t());
+      block.shares = product(block.flat_rows_of(queries), block.seen_of(keys));
       kernels::softmax_rows(block.shares, first, last, rule.scale, sinks);
       body(block);
     }

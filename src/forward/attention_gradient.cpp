@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "forward/attention_core.h"
+#include "forward/kernels.h"
+#include "forward/linear.h"
 
 namespace moetrim {
 
@@ -43,12 +45,15 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
     at::Tensor of_values = at::zeros(values.sizes(), values.options());
     visit_blocks(queries, keys, rule, [&](const AttentionBlock& block) {
       const at::Tensor out = block.flat_rows_of(of_out);
-      block.seen_of(of_values).add_(at::mm(block.shares.t(), out));
-      at::Tensor scores = at::mm(out, block.seen_of(values).t());
+      at::Tensor seen_values = block.seen_of(of_values);
+      kernels::multiply(block.shares.t(), out.t(), seen_values, /*add=*/true);
+      at::Tensor scores = at::empty_like(block.shares);
+      kernels::multiply(out, block.seen_of(values), scores);
       scores.sub_(block.flat_rows_of(products)).mul_(block.shares).mul_(rule.scale);
       at::Tensor rows = block.rows_of(of_queries);
-      rows.copy_(at::mm(scores, block.seen_of(keys)).view(rows.sizes()));
-      block.seen_of(of_keys).add_(at::mm(scores.t(), block.flat_rows_of(queries)));
+      rows.copy_(product(scores, block.seen_of(keys).t()).view(rows.sizes()));
+      at::Tensor seen_keys = block.seen_of(of_keys);
+      kernels::multiply(scores.t(), block.flat_rows_of(queries).t(), seen_keys, /*add=*/true);
     });
     return {of_queries, of_keys, of_values, at::Tensor()};
   }

@@ -11,6 +11,7 @@
 
 #include "forward/expert_gradients.h"
 #include "forward/kernels_aten.h"
+#include "forward/linear.h"
 #include "forward/output_head.h"
 #include "forward/router.h"
 #include "forward/taped_tile.h"
@@ -132,14 +133,13 @@ double Backward::State::take_loss(const HeadWeights& head, const at::Tensor& hid
   double loss = 0;
   {
     const c10::NoGradGuard no_tape;
-    const auto type = head.head.scalar_type();
-    at::Tensor logits = at::mm(normed.to(type), head.head.t()).to(tape.wide());
+    at::Tensor logits = product(normed, head.head);
     if (head.bias.defined()) logits.add_(head.bias.to(tape.wide()));
     const at::Tensor logs = at::log_softmax(logits.mul_(model.logit_scale), 1);
     loss = -logs.gather(1, target).sum(at::kDouble).item<double>();
     at::Tensor of_logits = logs.exp();
     of_logits.scatter_add_(1, target, at::full(target.sizes(), -1.0, of_logits.options()));
-    of_normed = at::mm(of_logits.mul_(model.logit_scale).to(type), head.head).to(tape.wide());
+    of_normed = product(of_logits.mul_(model.logit_scale), head.head.t());
   }
   const auto of_rows = torch::autograd::grad({normed}, {x}, {of_normed});
   const c10::NoGradGuard no_tape;

@@ -10,6 +10,8 @@
 #include <fmt/format.h>
 
 #include "forward/attention.h"
+#include "forward/cuda_library.h"
+#include "forward/expert_groups.h"
 #include "forward/experts.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
@@ -22,11 +24,14 @@
 namespace moetrim {
 
 struct Forward::State : Workplace {
-  State(const Model& m, const ForwardOptions& o) : Workplace(m, o) {}
+  State(const Model& m, const ForwardOptions& o) : Workplace(m, o) {
+    if (!device.is_cpu()) host_pool = std::make_unique<ThreadPool>(o.threads > 0 ? o.threads : usable_cores());
+  }
 
   void join_next_tokens(const LayerWeights& weights);
   void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   const LayerMask* mask_of_token(std::int64_t token) const;
+  bool works_in_groups() const;
   void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
 
@@ -37,7 +42,9 @@ struct Forward::State : Workplace {
   at::Tensor hidden;      // [T, H] stored
   at::Tensor moe_input;   // [T, H] stored
   at::Tensor routed_sum;  // [T, H] wide
+  std::unique_ptr<ThreadPool> host_pool;  // beside a device, for what is done on the CPU
   std::unique_ptr<WeightStream> stream;
+  std::unique_ptr<cuda::CopyStream> copies;  // opened when a layer's experts first run in groups on a device
   HeadWeights head;  // loaded when logits are first asked for
 };
 
@@ -58,7 +65,7 @@ void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int 
   State& s = *state_;
   const c10::InferenceMode no_autograd;
   s.batch = std::move(batch);
-  s.tiles = cut_tiles(s.batch.sequences);
+  s.tiles = cut_tiles(s.batch.sequences, s.device.is_cpu() ? kTileTokens : kDeviceTileTokens);
   s.layer = layer;
   s.end = end >= 0 ? end : static_cast<int>(s.model.layers + (s.options.mtp ? s.model.mtp_layers : 0));
   s.hidden = hidden.to(s.device, s.numerics.stored());
@@ -117,13 +124,16 @@ void Forward::State::join_next_tokens(const LayerWeights& weights) {
     at::Tensor before = joined[1];
     kernels::norm_rows(numerics, embedded.narrow(0, rows.begin, rows.tokens), weights.mtp.embedding_norm, tokens);
     kernels::norm_rows(numerics, hidden.narrow(0, rows.begin, rows.tokens), weights.mtp.hidden_norm, before);
-    at::Tensor product = at::mm(at::cat({tokens, before}, 1), weights.mtp.projection.t());
-    kernels::round_product(numerics, product);
-    hidden.narrow(0, rows.begin, rows.tokens).copy_(product);
+    at::Tensor projected = product(at::cat({tokens, before}, 1), weights.mtp.projection);
+    kernels::round_product(numerics, projected);
+    hidden.narrow(0, rows.begin, rows.tokens).copy_(projected);
   });
 }
 
 void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
+  const ForEach on_host = host_pool == nullptr ? ForEach(in_turn) : [this](std::int64_t count, const auto& body) {
+    host_pool->run(count, [&](std::int64_t index, int) { body(index); });
+  };
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
@@ -131,7 +141,8 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
     const at::Tensor normed = attend_and_norm(context, tensors, weights, tile.parts, rows, own);
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
-      route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own);
+      route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own,
+                 on_host);
       // Read while the other tiles are still being routed.
       stream->want_experts(routed.ids_of(tile.begin, tile.tokens));
     } else {
@@ -148,17 +159,32 @@ const LayerMask* Forward::State::mask_of_token(std::int64_t token) const {
   return of_layer.kept.empty() ? nullptr : &of_layer;
 }
 
+/// On a device, unless the run is one for checking or switches atomic experts off, which is done expert by expert.
+bool Forward::State::works_in_groups() const {
+  const auto masks_atoms = [this](const ExpertMask& mask) { return !mask[static_cast<std::size_t>(layer)].atoms.empty(); };
+  return device.is_cuda() && numerics.precision != Precision::fp64 && std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
+}
+
 void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
   routed_sum.zero_();
+  const bool in_groups = works_in_groups();
   const FetchExpert fetch = [&](int expert) -> ExpertLoader {
-    return [this, &tensors, expert, bytes = stream->take_expert(expert)] {
+    return [this, &tensors, expert, in_groups, bytes = stream->take_expert(expert)] {
       const c10::InferenceMode no_autograd;
-      return load_expert(model, tensors, expert, bytes, numerics, device);
+      return load_expert(model, tensors, expert, bytes, numerics, device, /*queued=*/in_groups);
     };
   };
-  MaskOfToken mask;
-  if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
-  run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch);
+  if (in_groups) {
+    const cuda::Table& library = cuda::library();
+    const int number = device.index();
+    if (copies == nullptr) copies = library.open_copy_stream(number);
+    const GroupLimits limits = plan_groups(model, numerics, library.memory(number), library.multiplies_groups(number));
+    run_expert_groups(context, fetch, copies.get(), limits, moe_input, routed, routed_sum);
+  } else {
+    MaskOfToken mask;
+    if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
+    run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch);
+  }
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
   });

@@ -2,6 +2,8 @@
 
 #include "forward/kernels.h"
 
+#include <memory>
+
 #include <ATen/ATen.h>
 
 #include "forward/cuda_library.h"
@@ -18,7 +20,7 @@ const CpuTable& table(const Numerics& numerics) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx512) return tables_avx512();
-    if (__builtin_cpu_supports("avx2")) return tables_avx2();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return tables_avx2();
 #endif
     return tables_baseline();
   }();
@@ -42,6 +44,33 @@ NormArguments arguments(const Norm& norm) {
 }
 
 }  // namespace
+
+void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, bool add) {
+  if (!x.is_cpu() || x.scalar_type() != at::kFloat) {
+    add ? at::addmm_out(out, out, x, weight.t()) : at::mm_out(out, x, weight.t());
+    return;
+  }
+  const bool rows_of_x = x.stride(1) == 1 || x.size(1) == 1;
+  const bool as_stored = weight.stride(1) == 1 || weight.size(1) == 1;
+  const bool columns_of_weight = weight.stride(0) == 1 || weight.size(0) == 1;
+  const at::Tensor a = rows_of_x ? x : x.contiguous();
+  const at::Tensor b = as_stored || columns_of_weight ? weight : weight.contiguous();
+  const bool transposed = !as_stored && columns_of_weight;
+  static thread_local const std::unique_ptr<float[]> packed(new float[kProductScratch]);
+  const ProductArguments arguments{.x = a.const_data_ptr<float>(),
+                                   .x_stride = a.stride(0),
+                                   .weight = b.const_data_ptr(),
+                                   .weight_stride = b.stride(transposed ? 1 : 0),
+                                   .transposed = transposed,
+                                   .out = out.mutable_data_ptr<float>(),
+                                   .out_stride = out.stride(0),
+                                   .add = add,
+                                   .rows = a.size(0),
+                                   .columns = b.size(0),
+                                   .depth = a.size(1)};
+  const CpuTable& loops = table({});
+  (b.scalar_type() == at::kBFloat16 ? loops.product_bf16 : loops.product)(arguments, packed.get());
+}
 
 void norm_rows(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
   if (const auto* device = on_cuda(x)) return device->norm_rows(numerics, x, norm, out);

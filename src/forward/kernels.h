@@ -1,4 +1,4 @@
-// The steps of a layer that are not matrix products, fused so that a row is touched while it is in cache.
+// The steps of a layer: the matrix product, and what lies between products, fused so that a row is touched while it is in cache.
 //
 // "tile" tensors have Numerics::tile() elements, "stored" tensors Numerics::stored(). A tile that comes from a matrix product
 // is rounded by the kernel that reads it, as a bf16 run would have when it was written. Rows are contiguous. A kernel has up
@@ -23,6 +23,10 @@ struct Norm {
 };
 
 namespace kernels {
+
+/// out = x weight^T, or out += x weight^T.  x [n, K], weight [N, K] or a transposed view, out [n, N]. On the CPU fp32 values may meet
+/// weights in bf16, and a row of the result has the same bits whatever other rows x has.
+void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, bool add = false);
 
 /// out = weight * x / rms(x), rounded as the kind says: before and after the weight, or only after it.
 /// x [n, H] stored, out [n, H] tile.

@@ -3,6 +3,7 @@
 #include "forward/layer_weights.h"
 
 #include <array>
+#include <optional>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -30,6 +31,7 @@ class GroupReader {
   GroupReader(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
               const at::Device& device)
       : model_(model), layer_(layer), numerics_(numerics), device_(device) {
+    if (!device.is_cpu()) copy_ = DeviceCopy::make(layer_group(layer), bytes, device, /*queued=*/false);
     const std::byte* at = bytes.get();
     for (std::size_t role = 0; role < kRoleCount; ++role) {
       if (is_read(layer, role)) parts_[role] = take_parts(layer.by_role[role], -1, at);
@@ -37,10 +39,12 @@ class GroupReader {
   }
 
   bool has(Role role) const { return static_cast<bool>(layer_[role]); }
-  at::Tensor matrix(Role role) const { return one(role, numerics_.tile(), device_, false); }
-  at::Tensor vector(Role role) const { return one(role, numerics_.wide(), device_, false); }
+  at::Tensor matrix(Role role) const { return one(role, {.type = numerics_.tile(), .numerics = numerics_, .device = device_, .matrix = true}); }
+  at::Tensor vector(Role role) const { return one(role, {.type = numerics_.wide(), .numerics = numerics_, .device = device_}); }
   /// Values that a bf16 run does not round, because the model keeps them in fp32.
-  at::Tensor exact(Role role, const at::Device& device) const { return one(role, numerics_.wide(), device, true); }
+  at::Tensor exact(Role role, const at::Device& device) const {
+    return one(role, {.type = numerics_.wide(), .numerics = numerics_, .device = device, .exact = true});
+  }
 
   Norm norm(Role weight) const { return make_norm(model_, vector(weight)); }
   Norm norm(Role weight, Role bias) const { return make_norm(model_, vector(weight), vector(bias)); }
@@ -56,10 +60,11 @@ class GroupReader {
   }
 
  private:
-  at::Tensor one(Role role, at::ScalarType type, const at::Device& device, bool exact) const {
+  at::Tensor one(Role role, Conversion conversion) const {
     if (!has(role)) return {};
+    if (copy_ && conversion.device == device_) conversion.copy = &*copy_;
     const PartBytes& parts = parts_[static_cast<std::size_t>(role)];
-    const at::Tensor values = load_weight(model_, layer_[role], parts, {type, numerics_, device, exact});
+    const at::Tensor values = load_weight(model_, layer_[role], parts, conversion);
     return owned(values, parts);
   }
 
@@ -67,6 +72,7 @@ class GroupReader {
   const LayerTensors& layer_;
   const Numerics& numerics_;
   const at::Device& device_;
+  std::optional<DeviceCopy> copy_;
   std::array<PartBytes, kRoleCount> parts_{};
 };
 
@@ -214,8 +220,15 @@ LayerWeights load_layer(const Model& model, const LayerTensors& layer, const Wei
 }
 
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
-                          const Numerics& numerics, const at::Device& device) {
-  const Conversion conversion{numerics.tile(), numerics, device};
+                          const Numerics& numerics, const at::Device& device, bool queued) {
+  std::optional<DeviceCopy> copy;
+  if (!device.is_cpu()) copy = DeviceCopy::make(expert_group(layer, expert), bytes, device, queued);
+  return load_expert(model, layer, expert, bytes, {.type = numerics.tile(), .numerics = numerics, .device = device, .matrix = true,
+                                                   .copy = copy ? &*copy : nullptr});
+}
+
+ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
+                          const Conversion& conversion) {
   const std::byte* at = bytes.get();
   if (!layer.fused()) {
     const auto& parts = layer.experts[static_cast<std::size_t>(expert)];

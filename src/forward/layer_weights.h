@@ -73,7 +73,12 @@ WeightGroup expert_group(const LayerTensors& layer, int expert);
 LayerWeights load_layer(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
                         const at::Device& device);
 /// Turns the bytes of expert_group() into weights. Where no conversion is needed they share the buffer's memory.
+/// @param queued  on a device: do not wait for the copy; the caller keeps `bytes` until the device has come so far
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
-                          const Numerics& numerics, const at::Device& device);
+                          const Numerics& numerics, const at::Device& device, bool queued = false);
+struct Conversion;
+/// The same, with the conversion given.
+ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
+                          const Conversion& conversion);
 
 }  // namespace moetrim

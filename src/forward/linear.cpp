@@ -4,17 +4,24 @@
 
 #include <ATen/ATen.h>
 
+#include "forward/kernels.h"
+
 namespace moetrim {
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, at::Tensor& out) {
   grow(out, x.size(0), weight.size(0), x.scalar_type(), x.device());
   at::Tensor rows = out.narrow(0, 0, x.size(0));
-  if (bias.defined()) {
-    at::addmm_out(rows, bias, x, weight.t());
-  } else {
-    at::mm_out(rows, x, weight.t());
-  }
+  if (bias.defined()) rows.copy_(bias.expand(rows.sizes()));
+  kernels::multiply(x, weight, rows, /*add=*/bias.defined());
   return rows;
+}
+
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
+  const bool as_it_is = x.is_cpu() && x.scalar_type() == at::kFloat;
+  const at::Tensor rows = as_it_is ? x : x.to(weight.scalar_type());
+  at::Tensor out = at::empty({x.size(0), weight.size(0)}, rows.options());
+  kernels::multiply(rows, weight, out);
+  return out.to(x.scalar_type());
 }
 
 at::Tensor& grow(at::Tensor& scratch, std::int64_t rows, std::int64_t width, at::ScalarType type, const at::Device& device) {

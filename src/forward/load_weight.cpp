@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "forward/cuda_library.h"
 #include "moetrim/error.h"
 
 namespace moetrim {
@@ -33,12 +34,40 @@ ByteRange range_of(const Tensor& tensor, const Weight& weight, int expert) {
 
 at::Tensor convert(const at::Tensor& raw, const Conversion& conversion) {
   const bool round = conversion.numerics.precision == Precision::bf16 && !conversion.exact && raw.scalar_type() != at::kBFloat16;
-  return (round ? raw.to(at::kBFloat16) : raw).to(conversion.device, conversion.type);
+  const at::Tensor values = round ? raw.to(at::kBFloat16) : raw;
+  const bool multiplied_as_it_is = conversion.matrix && values.dim() == 2 && values.scalar_type() == at::kBFloat16 &&
+                                   conversion.type == at::kFloat && conversion.device.is_cpu();
+  return multiplied_as_it_is ? values : values.to(conversion.device, conversion.type);
 }
 
-at::Tensor view_bytes(const Tensor& tensor, const std::byte* bytes, at::IntArrayRef shape) {
+at::Tensor view_bytes(const Tensor& tensor, const std::byte* bytes, at::IntArrayRef shape, const Conversion& conversion) {
+  if (conversion.copy != nullptr) {
+    const auto size = c10::multiply_integers(shape) * static_cast<std::int64_t>(c10::elementSize(scalar_type(tensor)));
+    return conversion.copy->at(bytes, size).view(scalar_type(tensor)).view(shape);
+  }
   // from_blob wants a mutable pointer; nothing writes through it.
   return at::from_blob(const_cast<std::byte*>(bytes), shape, at::TensorOptions().dtype(scalar_type(tensor)));
+}
+
+/// What a device can decode: codes of a byte or half a byte that are multiplied by a scale.
+std::optional<cuda::Code> code_of(const StoredMatrix& matrix) {
+  switch (matrix.packing.kind) {
+    case PackingKind::fp8: return matrix.parts[Part::values]->dtype == Dtype::f8_e4m3 ? cuda::Code::e4m3 : cuda::Code::e5m2;
+    case PackingKind::mxfp4:
+    case PackingKind::nvfp4: return cuda::Code::e2m1;
+    default: return std::nullopt;
+  }
+}
+
+/// [N, K] bf16. The scales are checked on the host, and few.
+at::Tensor decoded_on_device(const StoredMatrix& matrix, cuda::Code code, const Conversion& conversion) {
+  const Packing& packing = matrix.packing;
+  const std::vector<float> scales = dequantise_scales(matrix.parts, packing);
+  const std::int64_t size = packing.rows * packing.cols / (code == cuda::Code::e2m1 ? 2 : 1);
+  at::Tensor out = at::empty({packing.rows, packing.cols}, at::TensorOptions().dtype(at::kBFloat16).device(conversion.device));
+  conversion.copy->dequantise(code, conversion.copy->at(matrix.parts[Part::values]->bytes, size),
+                              queue_to(conversion.device, at::tensor(scales)), packing.scale_rows, packing.scale_cols, out);
+  return out;
 }
 
 at::Tensor dequantised(StoredMatrix& matrix, const PartBytes& bytes, const Conversion& conversion) {
@@ -47,6 +76,9 @@ at::Tensor dequantised(StoredMatrix& matrix, const PartBytes& bytes, const Conve
     if (stored) stored->bytes = bytes[part];
   }
   const bool as_bf16 = conversion.numerics.precision == Precision::bf16 && !conversion.exact;
+  if (const auto code = code_of(matrix); code && as_bf16 && conversion.copy != nullptr) {
+    return convert(decoded_on_device(matrix, *code, conversion), conversion);
+  }
   at::Tensor out = at::empty({matrix.packing.rows, matrix.packing.cols},
                              at::TensorOptions().dtype(as_bf16 ? at::kBFloat16 : at::kFloat));
   const auto count = static_cast<std::size_t>(out.numel());
@@ -59,6 +91,24 @@ at::Tensor dequantised(StoredMatrix& matrix, const PartBytes& bytes, const Conve
 }
 
 }  // namespace
+
+std::optional<DeviceCopy> DeviceCopy::make(const WeightGroup& group, const WeightBuffer& buffer, const at::Device& device,
+                                           bool queued) {
+  std::uint64_t size = 0;
+  for (const ByteRange& range : group) {
+    if (size % 16 != 0) return std::nullopt;
+    size += range.size;
+  }
+  const auto there = at::TensorOptions().dtype(at::kByte).device(device);
+  const at::Tensor here = at::from_blob(buffer.get(), {static_cast<std::int64_t>(size)}, at::kByte);
+  DeviceCopy copy{.host = buffer.get(), .bytes = at::empty(here.sizes(), there), .dequantise = cuda::library().dequantise};
+  copy.bytes.copy_(here, queued);
+  return copy;
+}
+
+at::Tensor queue_to(const at::Device& device, const at::Tensor& values) {
+  return device.is_cpu() ? values : values.pin_memory().to(device, /*non_blocking=*/true);
+}
 
 void append_ranges(const Weight& weight, int expert, WeightGroup& group) {
   for (const Tensor* part : weight.parts) {
@@ -81,7 +131,7 @@ at::Tensor load_weight(const Model& model, const Weight& weight, const PartBytes
   const bool fused_bias = weight.rule->role == Role::fused_gate_up_bias || weight.rule->role == Role::fused_down_bias;
   if (fused_bias || (!weight.fused() && axes.size() != 2)) {
     const at::IntArrayRef shape(weight.values()->shape);
-    return convert(view_bytes(*weight.values(), bytes[0], fused_bias ? shape.slice(1) : shape), conversion);
+    return convert(view_bytes(*weight.values(), bytes[0], fused_bias ? shape.slice(1) : shape, conversion), conversion);
   }
   if (weight.packed()) {
     StoredMatrix matrix = stored_matrix(model, weight);
@@ -91,7 +141,7 @@ at::Tensor load_weight(const Model& model, const Weight& weight, const PartBytes
   const Tensor& tensor = *weight.values();
   const auto rows = tensor.shape[tensor.shape.size() - 2];
   const auto cols = tensor.shape[tensor.shape.size() - 1];
-  const at::Tensor values = convert(view_bytes(tensor, bytes[0], {rows, cols}), conversion);
+  const at::Tensor values = convert(view_bytes(tensor, bytes[0], {rows, cols}, conversion), conversion);
   return weight.rule->input_first() ? values.t() : values;
 }
 
@@ -116,7 +166,7 @@ at::Tensor load_stacked(const Model& model, const Weight& first, const PartBytes
   const bool one_block = !first.packed() && !second.packed() && above.dtype == below.dtype &&
                          second_bytes[0] == first_bytes[0] + above.size;
   if (one_block) {
-    return convert(view_bytes(above, first_bytes[0], {above.shape[0] + below.shape[0], above.shape[1]}), conversion);
+    return convert(view_bytes(above, first_bytes[0], {above.shape[0] + below.shape[0], above.shape[1]}, conversion), conversion);
   }
   return at::cat({load_weight(model, first, first_bytes, conversion), load_weight(model, second, second_bytes, conversion)}, 0);
 }

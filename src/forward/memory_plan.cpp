@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "forward/cuda_library.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
 
@@ -28,6 +29,21 @@ std::uint64_t budget_of(const RunOptions& options) {
 }
 
 double gib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1ULL << 30); }
+
+/// Tokens that a device holds beside its largest layer: they get half of what is left, groups of experts the other half.
+std::int64_t device_tokens(const Model& model, const RunOptions& options, std::uint64_t token_bytes) {
+  const at::Device device = cuda::open_device(options.device);
+  const std::uint64_t usable = cuda::library().memory(device.index()).free_bytes / 10 * 9;
+  ForwardOptions alone = forward_options(model, options);
+  alone.threads = 2;
+  alone.read_ahead_bytes = 0;
+  const std::uint64_t fixed = Forward::weight_bytes(model, alone);
+  if (fixed + 2 * token_bytes > usable) {
+    throw OutOfResources(fmt::format("the weights in work need {:.2f} GiB on the device, which has {:.2f} GiB free; use a larger "
+                                     "device, or --device cpu", gib(fixed), gib(usable)));
+  }
+  return static_cast<std::int64_t>((usable - fixed) / 2 / token_bytes);
+}
 
 }  // namespace
 
@@ -58,6 +74,7 @@ MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint6
                                      "--max-memory", gib(plan.fixed_bytes), gib(plan.budget_bytes)));
   }
   plan.group_tokens = static_cast<std::int64_t>((plan.budget_bytes - plan.fixed_bytes) / plan.token_bytes);
+  if (options.device != "cpu") plan.group_tokens = std::min(plan.group_tokens, device_tokens(model, options, token_bytes));
   return plan;
 }
 

@@ -30,7 +30,7 @@ at::Tensor load_whole(const Model& model, Role role, at::ScalarType type, const 
   }
   const std::byte* start = bytes.data();
   const PartBytes parts = take_parts(weight, -1, start);
-  return owned(load_weight(model, weight, parts, {type, numerics, device}), parts);
+  return owned(load_weight(model, weight, parts, {.type = type, .numerics = numerics, .device = device, .matrix = true}), parts);
 }
 
 }  // namespace
@@ -47,11 +47,8 @@ HeadWeights load_head(const Model& model, const Numerics& numerics, const at::De
 
 void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
                            at::Tensor& out) {
-  if (head.bias.defined()) {
-    at::addmm_out(out, head.bias, normed, head.head.t());
-  } else {
-    at::mm_out(out, normed, head.head.t());
-  }
+  if (head.bias.defined()) out.copy_(head.bias.expand(out.sizes()));
+  kernels::multiply(normed, head.head, out, /*add=*/head.bias.defined());
   kernels::round_product(numerics, out);
   if (model.logit_scale == 1.0) return;
   out.mul_(model.logit_scale);

@@ -220,7 +220,10 @@ void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLa
 
 namespace {
 
-/// Routes the tokens of a tile by their logits [n, E] of `Real`, on the CPU.
+/// Tokens that are routed together.
+constexpr std::int64_t kRoutedTogether = 128;
+
+/// Routes tokens [first, first + n) by their logits [n, E] of `Real`, on the CPU.
 template <class Real>
 void route_rows(const TileContext& context, const LayerWeights& weights, const at::Tensor& logits, std::int64_t first,
                 const MaskOfToken& mask_of, RoutedLayer& routed) {
@@ -250,7 +253,7 @@ void route_rows(const TileContext& context, const LayerWeights& weights, const a
 }  // namespace
 
 void route_tile(const TileContext& context, const LayerWeights& weights, const at::Tensor& normed, std::int64_t first,
-                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch) {
+                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch, const ForEach& for_each) {
   const at::ScalarType wide = context.numerics.wide();
   at::Tensor logits;
   if (context.model.family->router.logits_in_fp32) {
@@ -260,11 +263,12 @@ void route_tile(const TileContext& context, const LayerWeights& weights, const a
     kernels::round_product(context.numerics, product);
     logits = product.to(wide).cpu();
   }
-  if (wide == at::kDouble) {
-    route_rows<double>(context, weights, logits, first, mask, routed);
-  } else {
-    route_rows<float>(context, weights, logits, first, mask, routed);
-  }
+  const auto count = logits.size(0);
+  for_each((count + kRoutedTogether - 1) / kRoutedTogether, [&](std::int64_t block) {
+    const auto begin = block * kRoutedTogether;
+    const at::Tensor part = logits.narrow(0, begin, std::min(kRoutedTogether, count - begin));
+    (wide == at::kDouble ? route_rows<double> : route_rows<float>)(context, weights, part, first + begin, mask, routed);
+  });
 }
 
 }  // namespace moetrim

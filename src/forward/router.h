@@ -38,8 +38,9 @@ RouterRule router_rule(const TileContext& context, const LayerWeights& weights, 
 void prepare_record(const Model& model, int layer, std::int64_t tokens, RoutedLayer& routed);
 
 /// Routes the tokens of a tile: logits, probabilities, ids and gates of tokens [first, first + n).
-/// @param normed  [n, H] tile
+/// @param normed    [n, H] tile
+/// @param for_each  routing is work for the CPU even when the tile is on a device: how to share it out
 void route_tile(const TileContext& context, const LayerWeights& weights, const at::Tensor& normed, std::int64_t first,
-                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch);
+                const MaskOfToken& mask, RoutedLayer& routed, TileScratch& scratch, const ForEach& for_each = in_turn);
 
 }  // namespace moetrim

@@ -5,8 +5,10 @@
 #include <limits>
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "forward/kernels_aten.h"
+#include "forward/linear.h"
 #include "forward/router.h"
 
 namespace moetrim {
@@ -14,12 +16,25 @@ namespace moetrim {
 namespace {
 
 namespace aten = kernels::aten;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
 
-/// x times weight transposed, plus bias: in the weights' type, back in x's.
+/// The matrix product on tape: the gradient of x alone, since weights have none.
+class TapedProduct : public torch::autograd::Function<TapedProduct> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight) {
+    context->save_for_backward({weight});
+    return moetrim::product(x, weight);
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    return {moetrim::product(gradients[0], context->get_saved_variables()[0].t()), at::Tensor()};
+  }
+};
+
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {}) {
-  const auto type = weight.scalar_type();
-  const std::optional<at::Tensor> added = bias.defined() ? std::optional(bias.to(type)) : std::nullopt;
-  return at::linear(x.to(type), weight, added).to(x.scalar_type());
+  const at::Tensor out = TapedProduct::apply(x, weight);
+  return bias.defined() ? out + bias.to(out.scalar_type()) : out;
 }
 
 /// Calls body with every part and its rows of x [n, W]; joins what comes back, [length, W'] each.

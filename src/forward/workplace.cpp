@@ -25,6 +25,12 @@ void check_all_known(const Model& model) {
   }
 }
 
+/// Read straight into what the device copies from.
+BufferMemory pinned_memory() {
+  const cuda::Table& library = cuda::library();
+  return {.allocate = library.allocate_pinned, .release = library.free_pinned};
+}
+
 }  // namespace
 
 Workplace::Workplace(const Model& m, const ForwardOptions& o)
@@ -48,14 +54,15 @@ std::unique_ptr<WeightStream> Workplace::open_weights(const std::vector<int>& la
   }
   const WeightStreamOptions reading{.ahead_bytes = options.read_ahead_bytes,
                                     .cache = options.drop_page_cache ? PageCache::bypass : PageCache::use,
-                                    .time = options.reading};
+                                    .time = options.reading,
+                                    .memory = device.is_cpu() ? BufferMemory{} : pinned_memory()};
   return std::make_unique<WeightStream>(*model.checkpoint, std::move(groups), reading);
 }
 
-std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences) {
+std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences, std::int64_t most_tokens) {
   std::vector<Tile> tiles;
   for (const Sequence& sequence : sequences) {
-    if (tiles.empty() || tiles.back().tokens + sequence.length > kTileTokens) {
+    if (tiles.empty() || tiles.back().tokens + sequence.length > most_tokens) {
       tiles.push_back({.begin = sequence.begin, .tokens = 0, .parts = {}});
     }
     tiles.back().tokens += sequence.length;

@@ -35,6 +35,8 @@ struct Workplace {
 
 /// Tokens of a tile of whole sequences: enough rows for a fast product, few enough to stay near the cache.
 inline constexpr std::int64_t kTileTokens = 512;
+/// The same on a device, which is slow at small products and waits for the routing of every tile.
+inline constexpr std::int64_t kDeviceTileTokens = 8192;
 
 /// Consecutive whole sequences that are worked on together.
 struct Tile {
@@ -42,6 +44,6 @@ struct Tile {
   std::vector<SequencePart> parts;
 };
 
-std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences);
+std::vector<Tile> cut_tiles(const std::vector<Sequence>& sequences, std::int64_t most_tokens = kTileTokens);
 
 }  // namespace moetrim

@@ -1,4 +1,4 @@
-// Logits of a checkpoint for the Python tests: forward_probe CHECKPOINT IDS.json fp32|bf16 OUT.safetensors [THREADS]
+// Logits of a checkpoint for the Python tests: forward_probe CHECKPOINT IDS.json fp32|bf16 OUT.safetensors [THREADS [DEVICE]]
 // IDS.json is a list of sequences of token ids; the output has one tensor "logits" [T, V] f32, sequences one after another.
 
 #include <cstdio>
@@ -22,7 +22,7 @@ int main(int argc, char** argv) try {
     batch.sequences.push_back({begin, static_cast<std::int64_t>(sequence.size()), -1});
   }
   Forward forward(model, {.precision = std::string(argv[3]) == "fp32" ? Precision::fp32 : Precision::bf16,
-                          .device = "cpu",
+                          .device = argc > 6 ? argv[6] : "cpu",
                           .threads = argc > 5 ? std::atoi(argv[5]) : 0,
                           .read_ahead_bytes = 1 << 20,
                           .drop_page_cache = false});
@@ -31,7 +31,7 @@ int main(int argc, char** argv) try {
   forward.begin(std::move(batch));
   RoutedLayer routed;
   while (!forward.done()) forward.run_layer(routed);
-  const at::Tensor logits = forward.logits(forward.hidden(), rows).contiguous();
+  const at::Tensor logits = forward.logits(forward.hidden(), rows).cpu().contiguous();
   SafetensorsWriter writer(argv[4], {{"logits", Dtype::f32, logits.sizes().vec()}});
   writer.write({static_cast<const std::byte*>(logits.const_data_ptr()), logits.nbytes()});
   writer.finish();
