@@ -5,8 +5,8 @@ Usage: rewrite_vs_cp.py [--program build/moetrim] [--gigabytes 2] [--runs 5] [--
 
 Makes a random qwen3_moe checkpoint of that size in DIR (a temporary folder by default), plans by hand to keep the even
 experts, and times both until the data is on disk: `cp` copies a folder with exactly the bytes that rewrite wrote and is
-followed by `sync -f`, since rewrite flushes its files. Rewrite picks its bytes out of a larger file and hashes what it writes;
-cp does neither. Nothing is asserted: the table is for reading.
+followed by `sync -f`, since rewrite flushes its files. Rewrite picks its bytes out of a larger file. The most memory that a
+rewrite had is its largest resident set, which counts the program itself. Nothing is asserted: the table is for reading.
 """
 import argparse
 import json
@@ -99,9 +99,12 @@ def timed(command, out, source, cold):
     os.sync()
     cool(source) if cold else warm(source)
     begin = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(f"{' '.join(command)}: failed")
     subprocess.run(["sync", "-f", str(out)], check=True)
-    return time.monotonic() - begin
+    return time.monotonic() - begin, usage.ru_maxrss / 1024
 
 
 def main():
@@ -119,7 +122,7 @@ def main():
         make_checkpoint(work / "in", layer_count)
         keep = sorted(range(EXPERTS), key=lambda e: (e % 2, e))[:max(8, int(options.keep * EXPERTS + 0.5))]
         write_plan(work / "plan.json", layer_count, sorted(keep))
-        rewrite = [options.program, "rewrite", str(work / "in"), "--plan", str(work / "plan.json"), "-o", str(work / "out"),
+        rewrite = [options.program, "rewrite", str(work / "in"), "--plan", str(work / "plan.json"), "-o", str(work / "out"), "--quiet",
                    *options.rewrite_options.split()]
         subprocess.run(rewrite, check=True, stdout=subprocess.DEVNULL)
         shutil.copytree(work / "out", work / "same")
@@ -127,15 +130,19 @@ def main():
         copy = ["cp", "-r", str(work / "same"), str(work / "out")]
         print(f"{copied / 1e9:.2f} GB written of {options.gigabytes:.2f} GB, median (least-most) of {options.runs} runs\n")
         print(f"{'page cache':12}{'rewrite s':>24}{'cp s':>24}{'rewrite / cp':>14}")
+        memory = 0
         for name, cold in [("cold", True), ("warm", False)]:
             # Taken in turns, so that a slow moment of the disk does not fall on one of the two alone.
             times = [(timed(rewrite, work / "out", work / "in", cold), timed(copy, work / "out", work / "same", cold))
                      for _ in range(options.runs)]
+            memory = max(memory, *(mebibytes for (_, mebibytes), _ in times))
             cells, medians = [], []
             for column in zip(*times):
+                column = [seconds for seconds, _ in column]
                 medians.append(statistics.median(column))
                 cells.append(f"{medians[-1]:.2f} ({min(column):.2f}-{max(column):.2f})")
             print(f"{name:12}{cells[0]:>24}{cells[1]:>24}{medians[0] / medians[1]:>14.2f}")
+        print(f"\nrewrite had at most {memory:.0f} MiB")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return 0

@@ -73,3 +73,28 @@ def test_rewrite(checkpoint, shards, tmp_path):
     moetrim(*arguments, target)
     assert folder_bytes(target) == folder_bytes(tmp_path / "undisturbed/out")
     assert [p.name for p in target.parent.iterdir()] == ["out"]
+
+
+def test_rewrite_slices_killed_and_stopped(checkpoint, tmp_path):
+    arguments = ["rewrite", checkpoint / "m", "--plan", checkpoint / "plan.json", "--shard-size", "200KB", "-o"]
+    moetrim(*arguments, tmp_path / "undisturbed/out")
+    target = tmp_path / "sliced/out"
+    target.parent.mkdir()
+    slices = [[*arguments, target, "--slice", f"{i}/3", "--writers", 3] for i in (1, 2, 3)]
+
+    def files():
+        return len(list(target.parent.rglob("*.safetensors")))
+
+    assert kill_when(slices[0], lambda: files() >= 4) == -signal.SIGKILL
+    before = files()
+    assert kill_when(slices[1], lambda: files() >= before + 4, signal.SIGTERM) == 5
+    assert not target.exists()
+    together = [subprocess.Popen([MOETRIM, *map(str, one)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for one in slices]
+    assert [process.wait() for process in together] == [0, 0, 0]
+    assert folder_bytes(target) == folder_bytes(tmp_path / "undisturbed/out")
+    assert [p.name for p in target.parent.iterdir()] == ["out"]
+    moetrim(*slices[1])  # once more, late
+    moetrim("plan", checkpoint / "s.stats", "--method", "easy-ep", "--keep", 11, "-o", tmp_path / "other.json")
+    other = ["rewrite", checkpoint / "m", "--plan", tmp_path / "other.json", "--slice", "1/3", "-o"]
+    moetrim(*slices[0][:-5], tmp_path / "mixed", *slices[0][-4:])
+    assert "another request" in moetrim(*other, tmp_path / "mixed", code=3).stderr
