@@ -37,7 +37,7 @@ struct CalibrateEstimate {
   std::uint64_t disk_bytes = 0;       ///< at most: statistics, trace and the state to resume from
   std::uint64_t boundary_bytes = 0;   ///< of these, hidden states between layers; second order only
   int boundary_step = 0;              ///< every how many layers they are kept; those between are computed again
-  double operations = 0;              ///< multiply-adds times two
+  double operations = 0;              ///< multiply-adds times two; see MachineRates
 };
 
 /// @param output  where calibrate() would write: what is free there bounds the hidden states kept on disk.

@@ -29,6 +29,19 @@ struct EvaluateTask {
   std::optional<LossSums> against;  ///< loss of the other checkpoint; kl and agree of `model` against it
 };
 
+/// What an evaluation will take, without exact match; nothing is run.
+struct EvaluateEstimate {
+  std::int64_t tokens = 0;              ///< of all demonstrations
+  int groups = 0;                       ///< passes over the weights
+  std::uint64_t peak_memory_bytes = 0;
+  std::uint64_t read_bytes = 0;         ///< at most, all passes
+  double operations = 0;                ///< multiply-adds times two; see MachineRates
+};
+
+/// @param plans  how many share the pass
+EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const RunOptions& options,
+                                     std::size_t plans, const Model* against);
+
 /// Teacher-forced evaluation. All plans share one pass over the weights: a plan's tokens are further sequences whose dropped
 /// experts' router logits are at minus infinity.
 /// @param against  another checkpoint's model, or null; the reference for EvaluateTask::against. Vocabularies must be equal.

@@ -180,7 +180,7 @@ StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks,
 }
 
 void run_forward_only(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  const auto groups = make_groups(tasks, options, plan_memory(model, options, forward_token_bytes(model, options)));
+  const auto groups = make_groups(tasks, options, calibration_memory(model, tasks, options));
   Forward forward(model, calibration_forward(model, options));
   RoutedLayer routed;
   std::int64_t total = 0;

@@ -12,14 +12,16 @@ namespace moetrim {
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const std::uint64_t forward = forward_token_bytes(model, options);
-  if (!options.second_order) return plan_memory(model, options, forward);
+  const auto longest = longest_demonstration(tasks);
+  const std::uint64_t tiles = tile_bytes(model, options, longest);
+  if (!options.second_order) return plan_memory(model, options, forward, tiles);
   const Precision precision = calibration_forward(model, options).precision;
   // While a segment runs again, the gradient waits beside its hidden states.
   const std::uint64_t gradient = static_cast<std::uint64_t>(model.hidden) * (precision == Precision::fp64 ? 8 : 4);
   const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
   const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
   return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
-                     threads * Backward::tape_bytes(model, precision, longest_demonstration(tasks)) + 2 * sums);
+                     tiles + threads * Backward::tape_bytes(model, precision, longest) + 2 * sums);
 }
 
 RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
@@ -44,10 +46,12 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
   const auto groups = make_groups(tasks, options, plan);
   CalibrateEstimate estimate;
   std::int64_t largest = 0;
+  std::vector<std::int64_t> lengths;
   for (const TokenGroup& group : groups) {
     const auto tokens = static_cast<std::int64_t>(group.batch.ids.size());
     estimate.tokens += tokens;
     largest = std::max(largest, tokens);
+    for (const Sequence& sequence : group.batch.sequences) lengths.push_back(sequence.length);
   }
   estimate.groups = static_cast<int>(groups.size());
   estimate.peak_memory_bytes = plan.fixed_bytes + plan.token_bytes * static_cast<std::uint64_t>(largest);
@@ -66,11 +70,8 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
     const auto atoms = experts * static_cast<std::uint64_t>(model.expert_width);
     estimate.disk_bytes += estimate.boundary_bytes + 2 * model.moe_layers().size() * (3 * tasks.size() + 2) * atoms * 8;
   }
-  const double active = 2.0 * static_cast<double>(model.hidden) *
-                        (static_cast<double>(model.heads + model.key_value_heads) * 2 * static_cast<double>(model.head_dim) +
-                         3.0 * static_cast<double>(model.experts_per_token * model.expert_width + model.shared_width));
   const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
-  estimate.operations = sweeps * active * static_cast<double>(estimate.tokens) * static_cast<double>(model.layers);
+  estimate.operations = sweeps * Forward::operations(model, lengths);
   return estimate;
 }
 

@@ -6,6 +6,7 @@
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
+#include "moetrim/forward.h"
 
 namespace moetrim::cli {
 
@@ -51,7 +52,8 @@ std::string describe_boundaries(const CalibrateEstimate& e) {
   return fmt::format("{} on disk for hidden states {}, in {} pass(es)", human_bytes(e.boundary_bytes), which, e.groups);
 }
 
-void print_estimate(const Session& session, const CalibrateEstimate& e) {
+void print_estimate(const Session& session, const CalibrateEstimate& e, const MachineRates& rates) {
+  const double seconds = rates.seconds(e.operations, e.read_bytes);
   const nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
@@ -60,14 +62,17 @@ void print_estimate(const Session& session, const CalibrateEstimate& e) {
                                     {"boundary_bytes", e.boundary_bytes},
                                     {"boundary_step", e.boundary_step},
                                     {"operations", e.operations},
-                                    {"seconds_at_100_gflops", e.operations / 1e11}};
+                                    {"operations_per_second", rates.operations_per_second},
+                                    {"read_bytes_per_second", rates.bytes_per_second},
+                                    {"seconds", seconds}};
   std::string boundaries;
   if (e.boundary_step > 0) boundaries = "states   " + describe_boundaries(e) + "\n";
-  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {}\ndisk     {} at most\n"
-                                  "{}time     about {:.0f} s at 100 GFLOP/s\n",
+  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {} at most\n"
+                                  "disk     {} at most\n{}time     about {:.0f} s, at {:.0f} GFLOP/s and {}/s read\n",
                                   e.tokens, e.groups, e.groups > 1 ? " (hidden states of all tokens do not fit at once)" : "",
                                   human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), human_bytes(e.disk_bytes),
-                                  boundaries, e.operations / 1e11));
+                                  boundaries, seconds, rates.operations_per_second / 1e9,
+                                  human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
 }
 
 void run_calibrate(const Session& session, const std::string& folder, const CalibrateFlags& flags, const std::string& output,
@@ -84,10 +89,10 @@ void run_calibrate(const Session& session, const std::string& folder, const Cali
   if (model.nested_config && !model.family->untouched.empty()) {
     session.note("note: only text is measured; experts that images or sound would use may look unused");
   }
-  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options, output));
+  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options, output), measure_rates(model, options));
   if (!measures) {
     run_forward_only(model, tasks, options);
-    return session.print({{"statistics", nullptr}}, "forward pass done, nothing written\n");
+    return session.print({{"statistics", nullptr}, {"reading", session.reading_json()}}, "forward pass done, nothing written\n");
   }
   if (options.second_order) {
     session.note("second order: " + describe_boundaries(estimate_calibration(model, tasks, options, output)));
@@ -102,7 +107,8 @@ void run_calibrate(const Session& session, const std::string& folder, const Cali
                           task.predicted_tokens);
     }
   }
-  session.print({{"statistics", output}, {"manifest", manifest_to_json(manifest)}}, text + "statistics in " + output + "\n");
+  session.print({{"statistics", output}, {"manifest", manifest_to_json(manifest)}, {"reading", session.reading_json()}},
+                text + "statistics in " + output + "\n");
 }
 
 }  // namespace

@@ -16,10 +16,24 @@ void stop_if_requested() {
   if (stop_requested) throw Interrupted("stopped by a signal; repeat the command to go on");
 }
 
+namespace {
+
+double seconds(std::int64_t nanoseconds) { return static_cast<double>(nanoseconds) / 1e9; }
+
+}  // namespace
+
 void Session::print(const nlohmann::ordered_json& object, const std::string& text) const {
+  if (reading->bytes > 0) {
+    note(fmt::format("read {} of weights in {:.1f} s; computing waited {:.1f} s for them", human_bytes(reading->bytes),
+                     seconds(reading->reading_ns), seconds(reading->waited_ns)));
+  }
   const std::string out = json ? object.dump(2) + "\n" : text;
   std::fwrite(out.data(), 1, out.size(), stdout);
   if (std::fflush(stdout) != 0) throw Error("cannot write to standard output");
+}
+
+nlohmann::ordered_json Session::reading_json() const {
+  return {{"bytes", reading->bytes.load()}, {"seconds", seconds(reading->reading_ns)}, {"waited_seconds", seconds(reading->waited_ns)}};
 }
 
 void Session::note(const std::string& text) const {
@@ -48,6 +62,7 @@ void RunFlags::apply(RunOptions& options, const Session& session, const std::str
   options.device = device;
   options.threads = threads;
   options.max_memory = max_memory.empty() ? 0 : parse_bytes(max_memory);
+  options.reading = session.reading.get();
   options.stop = &stop_requested;
   const auto line = std::make_shared<Progress>(label, "token-layers", session.quiet);
   options.progress = [line](std::int64_t done, std::int64_t total) {

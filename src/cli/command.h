@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "moetrim/checkpoint.h"
 #include "moetrim/run_options.h"
 #include "moetrim/score.h"
 #include "moetrim/text.h"
@@ -30,9 +32,12 @@ struct Session {
   bool json = false;
   bool quiet = false;
   std::function<void()> run;   ///< set by the sub-command that was chosen
+  std::shared_ptr<ReadingTime> reading = std::make_shared<ReadingTime>();  ///< of all passes over weights
 
   /// Prints the result: with --json the object, else the text.
   void print(const nlohmann::ordered_json& object, const std::string& text) const;
+  /// {"bytes", "seconds", "waited_seconds"} of reading weights so far.
+  nlohmann::ordered_json reading_json() const;
   /// A note to the user on stderr.
   void note(const std::string& text) const;
 };

@@ -8,6 +8,7 @@
 #include "cli/progress.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
+#include "moetrim/forward.h"
 
 namespace moetrim::cli {
 
@@ -66,6 +67,7 @@ namespace {
 
 struct Flags : EvaluateFlags {
   std::string checkpoint, against;
+  bool dry_run = false;
   std::vector<std::string> plans;
 };
 
@@ -154,6 +156,23 @@ std::string table_row(const std::string& name, const nlohmann::ordered_json& jso
   return row + "\n";
 }
 
+void print_estimate(const Session& session, const EvaluateEstimate& e, const MachineRates& rates) {
+  const double seconds = rates.seconds(e.operations, e.read_bytes);
+  const nlohmann::ordered_json json{{"tokens", e.tokens},
+                                    {"passes", e.groups},
+                                    {"peak_memory_bytes", e.peak_memory_bytes},
+                                    {"read_bytes", e.read_bytes},
+                                    {"disk_bytes", 0},
+                                    {"operations", e.operations},
+                                    {"operations_per_second", rates.operations_per_second},
+                                    {"read_bytes_per_second", rates.bytes_per_second},
+                                    {"seconds", seconds}};
+  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights\nmemory   {} at most\nread     {} at most\ndisk     none\n"
+                                  "time     about {:.0f} s, at {:.0f} GFLOP/s and {}/s read\n",
+                                  e.tokens, e.groups, human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), seconds,
+                                  rates.operations_per_second / 1e9, human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
+}
+
 void run_evaluate(const Session& session, const Flags& flags) {
   std::vector<Plan> plans;
   for (const auto& file : flags.plans) plans.push_back(read_plan(file));
@@ -172,6 +191,10 @@ void run_evaluate(const Session& session, const Flags& flags) {
   }
   RunOptions options;
   flags.run.apply(options, session, "evaluate");
+  if (flags.dry_run) {
+    const EvaluateEstimate estimate = estimate_evaluation(model, tasks, options, plans.size(), other ? &*other : nullptr);
+    return print_estimate(session, estimate, measure_rates(model, options));
+  }
   const auto results = evaluate(model, tasks, flags.task.count_value(), options, plans, other ? &*other : nullptr);
   nlohmann::ordered_json json = results_json(results, flags);
   if (questions) {
@@ -195,6 +218,7 @@ void add_evaluate(CLI::App& app, Session& session) {
   command->add_option("--plan", flags->plans, "Plan that is not yet written; repeat for several, they share one pass")
       ->allow_extra_args(false);
   flags->add(*command);
+  command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time, without --exact-match; run nothing");
   command->callback([&session, flags] { session.run = [&session, flags] { run_evaluate(session, *flags); }; });
 }
 

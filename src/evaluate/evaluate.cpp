@@ -111,6 +111,25 @@ void run_all(Forward& forward, TokenBatch batch, const RunOptions& options, std:
   }
 }
 
+/// The output head as it is stored and as it is used, and a few blocks of logits while distributions are compared.
+std::uint64_t head_bytes(const Model& model) {
+  constexpr std::uint64_t kBlocks = 7;
+  const auto vocabulary = static_cast<std::uint64_t>(model.vocabulary);
+  return vocabulary * (static_cast<std::uint64_t>(model.hidden) * 8 + kBlocks * kBlockRows * 4);
+}
+
+MemoryPlan evaluation_memory(const Model& model, const std::vector<Task>& tasks, const RunOptions& options, std::size_t plans,
+                             const Model* against) {
+  std::size_t longest = 0;
+  for (const Task& task : tasks) {
+    for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
+  }
+  const std::uint64_t copies = plans + (against != nullptr ? 2 : 1);
+  std::uint64_t further = head_bytes(model) + tile_bytes(model, options, static_cast<std::int64_t>(longest));
+  if (against != nullptr) further += head_bytes(*against) + Forward::weight_bytes(*against, forward_options(*against, options));
+  return plan_memory(model, options, forward_token_bytes(model, options) * copies, further);
+}
+
 class Evaluation {
  public:
   Evaluation(const Model& model, Count count, const RunOptions& options, const std::vector<Plan>& plans, const Model* against)
@@ -131,8 +150,7 @@ class Evaluation {
       results.push_back({.name = task.name, .model = {}, .plans = std::vector<LossSums>(masks_.size()), .against = {}});
       if (against_ != nullptr) results.back().against.emplace();
     }
-    const std::uint64_t copies = masks_.size() + (against_ != nullptr ? 2 : 1);
-    const MemoryPlan plan = plan_memory(model_, options_, forward_token_bytes(model_, options_) * copies);
+    const MemoryPlan plan = evaluation_memory(model_, tasks, options_, masks_.size(), against_);
     const auto sources = all_demonstrations(tasks, plan);
     std::vector<std::int64_t> lengths;
     for (const Source& source : sources) {
@@ -197,6 +215,32 @@ class Evaluation {
 };
 
 }  // namespace
+
+EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const RunOptions& options,
+                                     std::size_t plans, const Model* against) {
+  if (tasks.empty()) throw UsageError("no task to evaluate; give at least one --task FILE.jsonl");
+  const MemoryPlan memory = evaluation_memory(model, tasks, options, plans, against);
+  std::vector<std::int64_t> lengths;
+  for (const Source& source : all_demonstrations(tasks, memory)) {
+    lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
+  }
+  EvaluateEstimate estimate;
+  std::int64_t largest = 0;
+  for (const SequenceGroup& group : cut_groups(lengths, memory.group_tokens)) {
+    ++estimate.groups;
+    estimate.tokens += group.tokens;
+    largest = std::max(largest, group.tokens);
+  }
+  estimate.peak_memory_bytes = memory.fixed_bytes + memory.token_bytes * static_cast<std::uint64_t>(largest);
+  const auto add = [&](const Model& each, double copies) {
+    const double head = 2.0 * static_cast<double>(each.vocabulary * each.hidden) * static_cast<double>(estimate.tokens);
+    estimate.operations += copies * (Forward::operations(each, lengths) + head);
+    estimate.read_bytes += each.checkpoint->total_bytes() * static_cast<std::uint64_t>(estimate.groups);
+  };
+  add(model, static_cast<double>(plans + 1));
+  if (against != nullptr) add(*against, 1);
+  return estimate;
+}
 
 std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const RunOptions& options,
                                    const std::vector<Plan>& plans, const Model* against) {

@@ -7,6 +7,8 @@
 #include <fmt/format.h>
 
 #include "forward/cuda_library.h"
+#include "forward/layer_weights.h"
+#include "forward/workplace.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
 
@@ -14,8 +16,10 @@ namespace moetrim {
 
 namespace {
 
-/// LibTorch's libraries, the tokenizer, thread stacks and tile scratch.
-constexpr std::uint64_t kProgramBytes = 700ULL << 20;
+/// LibTorch's libraries (140 MiB in use), a tokenizer of 150 000 words, thread stacks.
+constexpr std::uint64_t kProgramBytes = 320ULL << 20;
+/// Beside a device also its libraries and its context on the host.
+constexpr std::uint64_t kDeviceProgramBytes = 1ULL << 30;
 
 Precision precision_of(const RunOptions& options) {
   if (options.precision == "fp32") return Precision::fp32;
@@ -29,6 +33,19 @@ std::uint64_t budget_of(const RunOptions& options) {
 }
 
 double gib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1ULL << 30); }
+
+/// The experts of the layer that has most: the stream reads ahead within a layer.
+std::uint64_t experts_bytes(const Model& model) {
+  std::uint64_t most = 0;
+  for (const LayerTensors& layer : model.layer) {
+    std::uint64_t bytes = 0;
+    for (int e = 0; layer.sparse && e < model.experts; ++e) {
+      for (const ByteRange& range : expert_group(layer, e)) bytes += range.size;
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
 
 /// Tokens that a device holds beside its largest layer: they get half of what is left, groups of experts the other half.
 std::int64_t device_tokens(const Model& model, const RunOptions& options, std::uint64_t token_bytes) {
@@ -54,8 +71,7 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   forward.threads = options.threads;
   forward.reading = options.reading;
   const std::uint64_t budget = budget_of(options);
-  forward.read_ahead_bytes =
-      std::min(std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30), model.checkpoint->total_bytes());
+  forward.read_ahead_bytes = std::min(std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30), experts_bytes(model));
   forward.drop_page_cache = model.checkpoint->total_bytes() > budget / 2;
   return forward;
 }
@@ -64,10 +80,19 @@ std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options)
   return Forward::bytes_per_token(model, precision_of(options));
 }
 
+std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int64_t longest) {
+  // Values of a token that a thread holds: norms and sums, queries, keys and values as they are turned and joined, an MLP's halves.
+  const auto width = std::max({model.expert_width, model.dense_width, model.shared_width});
+  const auto values = 6 * model.hidden + 5 * model.heads * model.head_dim + 3 * width + model.experts;
+  const std::uint64_t bytes = precision_of(options) == Precision::fp64 ? 8 : 4;
+  const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
+  return threads * bytes * static_cast<std::uint64_t>(std::max(longest, kTileTokens) * values);
+}
+
 MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint64_t token_bytes, std::uint64_t further_bytes) {
   MemoryPlan plan;
   plan.budget_bytes = budget_of(options);
-  plan.fixed_bytes = kProgramBytes + Forward::weight_bytes(model, forward_options(model, options)) + further_bytes;
+  plan.fixed_bytes = kProgramBytes + (options.device == "cpu" ? 0 : kDeviceProgramBytes) + Forward::weight_bytes(model, forward_options(model, options)) + further_bytes;
   plan.token_bytes = token_bytes;
   if (plan.fixed_bytes + plan.token_bytes > plan.budget_bytes) {
     throw OutOfResources(fmt::format("the weights in work alone need {:.2f} GiB, the memory budget is {:.2f} GiB; raise "

@@ -28,6 +28,8 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options);
 
 /// What a token needs in a forward pass.
 std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options);
+/// What all threads' tiles need. @param longest  tokens of the longest sequence: a tile holds whole sequences
+std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int64_t longest);
 /// @param token_bytes    what every token of a group needs
 /// @param further_bytes  what the run needs beside the weights in work and the tokens
 /// @throws OutOfResources when the weights in work alone do not fit.

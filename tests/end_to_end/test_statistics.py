@@ -137,9 +137,9 @@ def test_little_memory_gives_the_same_bytes(tmp_path):
     ids = models.sequences(3, [4000] * 6, 101)
     write_task(tmp_path / "t.jsonl", ids)
     arguments = ["calibrate", tmp_path / "m", "--task", tmp_path / "t.jsonl", "--threads", 1]
-    plan = moetrim_json(*arguments, "--dry-run", "--max-memory", "800MiB")
+    plan = moetrim_json(*arguments, "--dry-run", "--max-memory", "440MiB")
     assert plan["passes"] > 1
-    moetrim(*arguments, "--max-memory", "800MiB", "-o", tmp_path / "few.stats")
+    moetrim(*arguments, "--max-memory", "440MiB", "-o", tmp_path / "few.stats")
     moetrim(*arguments, "-o", tmp_path / "one.stats")
     assert folder_bytes(tmp_path / "few.stats") == folder_bytes(tmp_path / "one.stats")
     assert "--max-memory" in moetrim(*arguments, "--max-memory", "300MiB", "-o", tmp_path / "x.stats", code=4).stderr
