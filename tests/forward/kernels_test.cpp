@@ -245,14 +245,15 @@ TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
 
 TEST_CASE("the code of the CUDA kernels, run on the CPU, equals the LibTorch form", "[forward][kernels]") {
   at::manual_seed(3);
-  check_kernels({&cuda::kKernels, at::kCPU}, GENERATE(kFp32, kBf16), GENERATE(45, 48, 1064));
+  // A few values, values one by one and in vectors of 16 bytes that a block must go over twice.
+  check_kernels({&cuda::kKernels, at::kCPU}, GENERATE(kFp32, kBf16), GENERATE(45, 301, 2072));
 }
 
 TEST_CASE("the CUDA kernels equal the LibTorch form", "[forward][kernels][cuda]") {
   const cuda::Table* library = device_library();
   if (library == nullptr) return;
   at::manual_seed(3);
-  check_kernels({&library->kernels, at::Device("cuda:0")}, GENERATE(kFp32, kBf16), GENERATE(45, 48, 1064, 7168));
+  check_kernels({&library->kernels, at::Device("cuda:0")}, GENERATE(kFp32, kBf16), GENERATE(45, 301, 2072, 7168));
 }
 
 TEST_CASE("codes become bf16 on a device as on the CPU", "[forward][kernels]") { check_dequantise(cuda::dequantise_tensor, at::kCPU); }
