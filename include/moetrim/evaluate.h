@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,6 +31,12 @@ struct EvaluateTask {
   std::optional<LossSums> against;  ///< loss of the other checkpoint; kl and agree of `model` against it
 };
 
+struct EvaluateOptions : RunOptions {
+  /// Where several processes share the demonstrations: adds their sums up, before anything else is made of them. The process
+  /// that goes on with the results has the sums of all afterwards.
+  std::function<void(std::span<double>)> add_up;
+};
+
 /// What an evaluation will take, without exact match; nothing is run.
 struct EvaluateEstimate {
   std::int64_t tokens = 0;              ///< of all demonstrations
@@ -39,14 +47,14 @@ struct EvaluateEstimate {
 };
 
 /// @param plans  how many share the pass
-EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const RunOptions& options,
+EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
                                      std::size_t plans, const Model* against);
 
 /// Teacher-forced evaluation. All plans share one pass over the weights: a plan's tokens are further sequences whose dropped
 /// experts' router logits are at minus infinity.
 /// @param against  another checkpoint's model, or null; the reference for EvaluateTask::against. Vocabularies must be equal.
 /// @throws InvalidInput when a plan does not fit the model; OutOfResources.
-std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const RunOptions& options,
+std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const EvaluateOptions& options,
                                    const std::vector<Plan>& plans, const Model* against);
 
 /// Greedy generation with a KV cache, the whole model in memory.
@@ -69,13 +77,17 @@ struct ExactMatch {
   std::int64_t samples = 0;
   std::int64_t correct = 0;   ///< the final answer is the expected one
   struct Miss {
+    std::int64_t demonstration = 0;   ///< index within its task
     std::int64_t line = 0;
     std::string expected, got;
   };
   std::vector<Miss> misses;   ///< the first few
+
+  /// Adds what another share found.
+  void add(const ExactMatch& other);
 };
 
-/// Generates an answer for every demonstration of a task read with generation_prompt_only, and compares the final answer:
+/// Generates an answer for every demonstration in the share of a task read with generation_prompt_only, and compares the final answer:
 /// what follows the last "#### ", or else the whole text, without surrounding spaces.
 ExactMatch exact_match(const Model& model, const Tokenizer& tokenizer, const Task& task, const GenerateOptions& options);
 

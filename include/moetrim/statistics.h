@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,10 +15,9 @@
 
 #include <nlohmann/json.hpp>
 
-namespace moetrim {
+#include "moetrim/run_options.h"
 
-/// Demonstration i of a task belongs to slice i mod kSlices; slices give convergence curves and confidence intervals.
-inline constexpr int kSlices = 8;
+namespace moetrim {
 
 /// What is kept per task, slice and expert. T: the counted tokens, S(t): the routed set, g: the gate weight that really
 /// multiplied the expert's output f, p: the router's probability before selection, z: its raw logit.
@@ -102,6 +103,8 @@ struct AtomStatistics {
   AtomStatistics() = default;
   /// All zeros. @throws InvalidInput unless layer >= 0 and the sizes are at least 1.
   AtomStatistics(int layer, int tasks, int experts, int width);
+  /// @throws InvalidInput on another layer, size or other weights.
+  void add(const AtomStatistics& other);
   /// Adds one task's sums, whose place may differ in the two. @throws InvalidInput on another layer, size or other weights.
   void add_task(int task, const AtomStatistics& other, int other_task);
 };
@@ -169,6 +172,19 @@ struct StatisticsManifest {
     double loss = 0;                    ///< that sum, in nats; 0 without second-order statistics
   };
   std::vector<TaskFacts> tasks;
+  /// What tells a share of a run from the whole of it; see DemonstrationShare.
+  struct Part {
+    int count = 1;             ///< shares of the run
+    std::vector<int> shares;   ///< those that are in here, ascending; fewer than `count`
+    /// Per task, of all shares together: only shares of the same whole are added.
+    struct Whole {
+      std::int64_t demonstrations = 0, tokens = 0, counted_tokens = 0;
+
+      bool operator==(const Whole&) const = default;
+    };
+    std::vector<Whole> whole;
+  };
+  std::optional<Part> part;    ///< none: a whole run
   /// Further options that change what the numbers mean, for the reader. Parts are merged only when these are equal, so
   /// devices, paths and memory limits do not belong here.
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();
@@ -197,12 +213,52 @@ StatisticsManifest read_statistics_manifest(const std::filesystem::path& folder)
 /// @throws InvalidInput when `folder` exists already, or manifest and layers do not fit together.
 void write_statistics(const std::filesystem::path& folder, const Statistics& statistics);
 
-/// Adds parts of one calibration, or of several on the same checkpoint with the same settings.
+/// How statistics are added: shares of one run to the whole, or several runs on the same checkpoint with the same settings.
 ///
-/// A task that several parts have is added up and keeps all its digests; other tasks are put side by side, in the order
-/// in which they first appear. Associative but for the last bits of floating-point sums.
-/// @throws InvalidInput when parts differ in anything but their tasks, or hold the same demonstrations twice.
+/// Shares may come in any order. All of them give the manifest that one process writes, and up to kSlices of them also its sums.
+/// Of runs, a task that several have is added up and keeps all its digests; other tasks are put side by side, in the order in
+/// which they first appear. Associative but for the last bits of floating-point sums.
+class StatisticsMerge {
+ public:
+  /// @param names    what the parts are called in messages.
+  /// @param partial  whether shares may be missing; the sum is then a part itself.
+  /// @throws InvalidInput when parts differ in anything but their tasks, hold the same demonstrations twice, or a share is missing.
+  StatisticsMerge(std::vector<StatisticsManifest> parts, std::vector<std::string> names, bool partial = false);
+
+  const StatisticsManifest& manifest() const { return manifest_; }
+
+  /// The sum of one layer. No more than the logarithm of the number of parts are held at a time.
+  /// @param read  gives that layer of a part; called once for each.
+  LayerStatistics layer(const std::function<LayerStatistics(std::size_t part)>& read) const;
+  AtomStatistics atoms(const std::function<AtomStatistics(std::size_t part)>& read) const;
+
+ private:
+  void place_runs();
+  void place_shares();
+
+  std::vector<StatisticsManifest> parts_;
+  std::vector<std::string> names_;
+  std::vector<std::size_t> order_;        // in which the parts are added
+  std::vector<std::vector<int>> places_;  // [parts][tasks of the part] to tasks of the sum
+  StatisticsManifest manifest_;
+};
+
+/// Adds statistics in memory. @throws InvalidInput as StatisticsMerge does.
 Statistics merge_statistics(std::span<const Statistics> parts);
+
+/// Where a layer of a part is read from.
+struct PartReader {
+  std::function<LayerStatistics(std::size_t part, int layer)> layer;
+  std::function<AtomStatistics(std::size_t part, int layer)> atoms;   ///< of the layer just read
+};
+
+/// Reads from folders, and checks every file against its folder's manifest.
+/// @throws InvalidInput as Statistics::read does.
+PartReader read_parts(const std::vector<std::filesystem::path>& folders);
+
+/// Adds statistics layer by layer and writes them like write_statistics, in the memory of a few layers.
+/// @throws InvalidInput when `folder` exists already, or what a reader gives does not fit its manifest.
+void write_merged_statistics(const std::filesystem::path& folder, const StatisticsMerge& merge, const PartReader& read);
 
 /// @throws InvalidInput when manifest_from_json would refuse it, so that hours of work do not end in a file nobody can read.
 nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest);

@@ -39,10 +39,27 @@ void check_counted(const Task& task, const CalibrateOptions& options) {
     throw InvalidInput(fmt::format("{}: no token counts; every demonstration is all prompt or all response, choose another --count",
                                    task.file.string()));
   }
-  if (options.second_order && predicted_tokens(task, options.count) == 0) {
+  const auto predicts = [&](const Demonstration& d) { return predicted_tokens(d, options.count) > 0; };
+  if (options.second_order && std::none_of(task.demonstrations.begin(), task.demonstrations.end(), predicts)) {
     throw InvalidInput(fmt::format("{}: no counted token has a token before it, so there is no next-token loss to differentiate; "
                                    "choose another --count or longer demonstrations", task.file.string()));
   }
+}
+
+/// A share without demonstrations would have nothing to measure, and all shares are refused alike.
+void check_share(const std::vector<Task>& tasks, const CalibrateOptions& options) {
+  const DemonstrationShare& share = options.share;
+  if (share.count < 1 || share.number < 1 || share.number > share.count) {
+    throw UsageError(fmt::format("share {} of {}: expected a number from 1 to {}", share.number, share.count, share.count));
+  }
+  if (share.count > 1 && options.trace_tokens > 0) {
+    throw UsageError("--trace records the first tokens of one process; leave it out where several share the demonstrations");
+  }
+  std::size_t most = 0;
+  for (const Task& task : tasks) most = std::max(most, task.demonstrations.size());
+  if (static_cast<std::size_t>(share.count) <= most) return;
+  throw UsageError(fmt::format("{} processes cannot share {} demonstration(s): some would have none; use at most {}", share.count,
+                               most, most));
 }
 
 /// What budgets are counted in. What experts or atoms share, such as one scale for all, is not freed with any of them.
@@ -69,6 +86,30 @@ StatisticsManifest::Sizes sizes_of(const Model& model) {
   return sizes;
 }
 
+StatisticsManifest::TaskFacts facts_of(const Task& task, const CalibrateOptions& options, const DemonstrationShare& share) {
+  StatisticsManifest::TaskFacts facts{.name = task.name, .digest = task.digest};
+  for (std::size_t i = 0; i < task.demonstrations.size(); ++i) {
+    if (!share.holds(static_cast<std::int64_t>(i))) continue;
+    const Demonstration& demonstration = task.demonstrations[i];
+    const auto counted = counted_range(demonstration, options.count);
+    ++facts.demonstrations;
+    facts.tokens += static_cast<std::int64_t>(demonstration.ids.size());
+    facts.counted_tokens += counted.second - counted.first;
+    if (options.second_order) facts.predicted_tokens += predicted_tokens(demonstration, options.count);
+  }
+  return facts;
+}
+
+void add_task_facts(const std::vector<Task>& tasks, const CalibrateOptions& options, StatisticsManifest& manifest) {
+  for (const Task& task : tasks) manifest.tasks.push_back(facts_of(task, options, options.share));
+  if (options.share.count == 1) return;
+  manifest.part = StatisticsManifest::Part{.count = options.share.count, .shares = {options.share.number}, .whole = {}};
+  for (const Task& task : tasks) {
+    const auto whole = facts_of(task, options, DemonstrationShare{});
+    manifest.part->whole.push_back({whole.demonstrations, whole.tokens, whole.counted_tokens});
+  }
+}
+
 }  // namespace
 
 void check_request(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
@@ -82,6 +123,7 @@ void check_request(const Model& model, const std::vector<Task>& tasks, const Cal
     }
     check_counted(tasks[i], options);
   }
+  check_share(tasks, options);
 }
 
 ForwardOptions calibration_forward(const Model& model, const CalibrateOptions& options) {
@@ -109,18 +151,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.tcess_threshold = options.tcess_threshold;
   manifest.dtype = options.precision;
   manifest.count = options.count == Count::all ? "all" : options.count == Count::prompt ? "prompt" : "response";
-  for (const Task& task : tasks) {
-    StatisticsManifest::TaskFacts facts{.name = task.name,
-                                        .digest = task.digest,
-                                        .demonstrations = static_cast<std::int64_t>(task.demonstrations.size())};
-    for (const Demonstration& demonstration : task.demonstrations) {
-      const auto counted = counted_range(demonstration, options.count);
-      facts.tokens += static_cast<std::int64_t>(demonstration.ids.size());
-      facts.counted_tokens += counted.second - counted.first;
-    }
-    if (options.second_order) facts.predicted_tokens = predicted_tokens(task, options.count);
-    manifest.tasks.push_back(std::move(facts));
-  }
+  add_task_facts(tasks, options, manifest);
   if (options.second_order) manifest.expert_width = static_cast<int>(model.expert_width);
   manifest.sizes = sizes_of(model);
   manifest.settings = options.settings;

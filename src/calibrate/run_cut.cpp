@@ -10,18 +10,29 @@
 
 namespace moetrim {
 
+namespace {
+
+/// Rows of logits, and what is made of them, that a thread holds where the loss is taken.
+constexpr std::uint64_t kHeldRows = 4 * 64;
+
+}  // namespace
+
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const std::uint64_t forward = forward_token_bytes(model, options);
-  const auto longest = longest_demonstration(tasks);
+  const auto longest = longest_demonstration(tasks, options.share);
   const std::uint64_t tiles = tile_bytes(model, options, longest);
-  if (!options.second_order) return plan_memory(model, options, forward, tiles);
+  if (!options.second_order) {
+    const bool blocks = options.mtp && model.mtp_layers > 0;  // they normalise with the head's norm, which comes with it
+    return plan_memory(model, options, forward, tiles + (blocks ? head_bytes(model, 0) : 0));
+  }
   const Precision precision = calibration_forward(model, options).precision;
   // While a segment runs again, the gradient waits beside its hidden states.
   const std::uint64_t gradient = static_cast<std::uint64_t>(model.hidden) * (precision == Precision::fp64 ? 8 : 4);
   const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
   const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
   return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
-                     tiles + threads * Backward::tape_bytes(model, precision, longest) + 2 * sums);
+                     tiles + 2 * sums + std::max(threads * Backward::tape_bytes(model, precision, longest),
+                                                 head_bytes(model, threads * kHeldRows)));
 }
 
 RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
@@ -29,10 +40,10 @@ RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const Calibra
   RunCut cut{.group_tokens = calibration_memory(model, tasks, options).group_tokens};
   if (!options.second_order) return cut;
   std::int64_t tokens = 0;
-  for (const Task& task : tasks) {
-    for (const Demonstration& demonstration : task.demonstrations) tokens += static_cast<std::int64_t>(demonstration.ids.size());
+  for (const Source& source : demonstrations_of(tasks, options.share)) {
+    tokens += static_cast<std::int64_t>(source.demonstration->ids.size());
   }
-  cut.boundaries = plan_boundaries(model, options, output, std::min(cut.group_tokens, tokens), longest_demonstration(tasks));
+  cut.boundaries = plan_boundaries(model, options, output, std::min(cut.group_tokens, tokens), longest_demonstration(tasks, options.share));
   cut.group_tokens = std::min(cut.group_tokens, cut.boundaries.group_tokens);
   return cut;
 }

@@ -12,29 +12,6 @@ namespace moetrim {
 
 namespace {
 
-/// A demonstration and where it comes from.
-struct Source {
-  const Demonstration* demonstration;
-  int task;
-  std::int64_t index;
-};
-
-std::vector<Source> all_demonstrations(const std::vector<Task>& tasks, const MemoryPlan& plan) {
-  std::vector<Source> sources;
-  for (std::size_t t = 0; t < tasks.size(); ++t) {
-    std::int64_t index = 0;
-    for (const Demonstration& demonstration : tasks[t].demonstrations) {
-      if (static_cast<std::int64_t>(demonstration.ids.size()) > plan.group_tokens) {
-        throw OutOfResources(fmt::format("{}:{}: the memory budget holds {} tokens at a time, this demonstration has {}; raise "
-                                         "--max-memory or cut with --max-tokens", tasks[t].file.string(), demonstration.line,
-                                         plan.group_tokens, demonstration.ids.size()));
-      }
-      sources.push_back({&demonstration, static_cast<int>(t), index++});
-    }
-  }
-  return sources;
-}
-
 void append(TokenGroup& group, const Source& source, Count count) {
   const auto& ids = source.demonstration->ids;
   const auto begin = static_cast<std::int64_t>(group.batch.ids.size());
@@ -53,27 +30,40 @@ void append(TokenGroup& group, const Source& source, Count count) {
 
 }  // namespace
 
-std::int64_t predicted_tokens(const Task& task, Count count) {
-  std::int64_t tokens = 0;
-  for (const Demonstration& demonstration : task.demonstrations) {
-    const auto counted = counted_range(demonstration, count);
-    tokens += std::max<std::int64_t>(0, counted.second - std::max<std::int64_t>(counted.first, 1));
-  }
-  return tokens;
+std::int64_t predicted_tokens(const Demonstration& demonstration, Count count) {
+  const auto counted = counted_range(demonstration, count);
+  return std::max<std::int64_t>(0, counted.second - std::max<std::int64_t>(counted.first, 1));
 }
 
-std::int64_t longest_demonstration(const std::vector<Task>& tasks) {
-  std::size_t longest = 0;
-  for (const Task& task : tasks) {
-    for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
+std::vector<Source> demonstrations_of(const std::vector<Task>& tasks, const DemonstrationShare& share) {
+  std::vector<Source> sources;
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    std::int64_t index = 0;
+    for (const Demonstration& demonstration : tasks[t].demonstrations) {
+      if (share.holds(index)) sources.push_back({&demonstration, static_cast<int>(t), index});
+      ++index;
+    }
   }
+  return sources;
+}
+
+std::int64_t longest_demonstration(const std::vector<Task>& tasks, const DemonstrationShare& share) {
+  std::size_t longest = 0;
+  for (const Source& source : demonstrations_of(tasks, share)) longest = std::max(longest, source.demonstration->ids.size());
   return static_cast<std::int64_t>(longest);
 }
 
 std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan) {
-  const auto sources = all_demonstrations(tasks, plan);
+  const auto sources = demonstrations_of(tasks, options.share);
   std::vector<std::int64_t> lengths;
-  for (const Source& source : sources) lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
+  for (const Source& source : sources) {
+    lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
+    if (lengths.back() <= plan.group_tokens) continue;
+    throw OutOfResources(fmt::format("{}:{}: the memory budget holds {} tokens at a time, this demonstration has {}; raise "
+                                     "--max-memory or cut with --max-tokens",
+                                     tasks[static_cast<std::size_t>(source.task)].file.string(), source.demonstration->line,
+                                     plan.group_tokens, lengths.back()));
+  }
   std::vector<TokenGroup> groups;
   for (const SequenceGroup& range : cut_groups(lengths, plan.group_tokens)) {
     TokenGroup& group = groups.emplace_back();

@@ -24,9 +24,17 @@ struct TokenGroup {
 };
 
 /// Counted tokens that have a predecessor in their demonstration.
-std::int64_t predicted_tokens(const Task& task, Count count);
-/// Tokens of the longest demonstration.
-std::int64_t longest_demonstration(const std::vector<Task>& tasks);
+std::int64_t predicted_tokens(const Demonstration& demonstration, Count count);
+/// A demonstration and where it comes from.
+struct Source {
+  const Demonstration* demonstration;
+  int task;
+  std::int64_t index;   ///< within its task
+};
+/// Those of a share, task by task.
+std::vector<Source> demonstrations_of(const std::vector<Task>& tasks, const DemonstrationShare& share);
+/// Tokens of the longest demonstration of a share.
+std::int64_t longest_demonstration(const std::vector<Task>& tasks, const DemonstrationShare& share);
 
 /// @throws OutOfResources naming the demonstration that does not fit alone.
 std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const CalibrateOptions& options, const MemoryPlan& plan);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "cli/command.h"
+#include "cli/ranks.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
@@ -75,34 +76,34 @@ void print_estimate(const Session& session, const CalibrateEstimate& e, const Ma
                                   human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
 }
 
-void run_calibrate(const Session& session, const std::string& folder, const CalibrateFlags& flags, const std::string& output,
-                   bool dry_run) {
+struct Flags : CalibrateFlags {
+  std::string folder, output, slice;
+  bool dry_run = false;
+};
+
+void check_output(const Flags& flags) {
   const bool measures = flags.statistics != "none";
-  if (measures == output.empty() && !dry_run) {
-    throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
-                              : "--statistics none writes nothing; leave out -o");
-  }
-  const Checkpoint checkpoint = Checkpoint::open(folder);
-  const Model model = describe(checkpoint);
-  const auto tasks = read_tasks(flags.task.files, folder, flags.task.task_options(model.vocabulary));
-  const CalibrateOptions options = flags.options(session);
-  if (model.nested_config && !model.family->untouched.empty()) {
-    session.note("note: only text is measured; experts that images or sound would use may look unused");
-  }
-  if (dry_run) return print_estimate(session, estimate_calibration(model, tasks, options, output), measure_rates(model, options));
-  if (!measures) {
-    run_forward_only(model, tasks, options);
-    return session.print({{"statistics", nullptr}, {"reading", session.reading_json()}}, "forward pass done, nothing written\n");
-  }
-  if (options.second_order) {
-    session.note("second order: " + describe_boundaries(estimate_calibration(model, tasks, options, output)));
-  }
-  const StatisticsManifest manifest = calibrate(model, tasks, options, output);
+  if (measures != flags.output.empty() || flags.dry_run) return;
+  throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
+                            : "--statistics none writes nothing; leave out -o");
+}
+
+CalibrateOptions options_of(const Session& session, const Flags& flags, const RankGroup* ranks) {
+  CalibrateOptions options = flags.options(session);
+  if (!flags.slice.empty()) options.share = parse_share(flags.slice);
+  if (ranks == nullptr) return options;
+  if (!flags.slice.empty()) throw UsageError("--slice is for processes that do not know of each other; leave it out with torchrun or srun");
+  take_share(options, ranks->place());
+  return options;
+}
+
+void report(const Session& session, const StatisticsManifest& manifest, const std::string& output) {
   std::string text;
+  if (manifest.part) text += describe_part(*manifest.part) + "\n";
   for (const auto& task : manifest.tasks) {
     text += fmt::format("{}: {} demonstrations, {} tokens, {} counted\n", task.name, task.demonstrations, task.tokens,
                         task.counted_tokens);
-    if (options.second_order) {
+    if (manifest.expert_width > 0 && task.predicted_tokens > 0) {
       text += fmt::format("  loss {:.4f} nats a token, over {} predicted\n", task.loss / static_cast<double>(task.predicted_tokens),
                           task.predicted_tokens);
     }
@@ -111,22 +112,47 @@ void run_calibrate(const Session& session, const std::string& folder, const Cali
                 text + "statistics in " + output + "\n");
 }
 
+void run_calibrate(const Session& session, const Flags& flags, RankGroup* ranks) {
+  const Checkpoint checkpoint = Checkpoint::open(flags.folder);
+  const Model model = describe(checkpoint);
+  const auto tasks = read_tasks(flags.task.files, flags.folder, flags.task.task_options(model.vocabulary));
+  const CalibrateOptions options = options_of(session, flags, ranks);
+  if (model.nested_config && !model.family->untouched.empty()) {
+    session.note("note: only text is measured; experts that images or sound would use may look unused");
+  }
+  if (flags.dry_run) {
+    const CalibrateEstimate estimate = estimate_calibration(model, tasks, options, flags.output);
+    if (reports(ranks)) print_estimate(session, estimate, measure_rates(model, options));
+    return;
+  }
+  if (flags.statistics == "none") {
+    run_forward_only(model, tasks, options);
+    if (reports(ranks)) session.print({{"statistics", nullptr}, {"reading", session.reading_json()}}, "forward pass done, nothing written\n");
+    return;
+  }
+  if (options.second_order) {
+    session.note("second order: " + describe_boundaries(estimate_calibration(model, tasks, options, flags.output)));
+  }
+  if (ranks == nullptr) return report(session, calibrate(model, tasks, options, flags.output), flags.output);
+  if (const auto manifest = calibrate_by_ranks(*ranks, model, tasks, options, flags.output)) report(session, *manifest, flags.output);
+}
+
 }  // namespace
 
 void add_calibrate(CLI::App& app, Session& session) {
   CLI::App* command = add_command(app, session, "calibrate", "Run demonstrations through a checkpoint and measure every expert",
                                   "moetrim calibrate demo/model --task calibration/arithmetic.jsonl -o arithmetic.stats");
-  struct Flags : CalibrateFlags {
-    std::string folder, output;
-    bool dry_run = false;
-  };
   auto flags = std::make_shared<Flags>();
   command->add_option("checkpoint", flags->folder, "Checkpoint folder")->required();
   flags->add(*command);
   command->add_option("-o,--output", flags->output, "Folder for the statistics, conventionally NAME.stats");
+  command->add_option("--slice", flags->slice, "Measure the i-th of n shares of the demonstrations, i/n, for merge-statistics");
   command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time; run nothing");
   command->callback([&session, flags] {
-    session.run = [&session, flags] { run_calibrate(session, flags->folder, *flags, flags->output, flags->dry_run); };
+    session.run = [&session, flags] {
+      check_output(*flags);
+      with_ranks(session, [&](RankGroup* ranks) { run_calibrate(session, *flags, ranks); });
+    };
   });
 }
 

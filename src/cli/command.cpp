@@ -3,6 +3,7 @@
 #include "cli/command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/progress.h"
 #include "moetrim/error.h"
@@ -38,6 +39,10 @@ nlohmann::ordered_json Session::reading_json() const {
 
 void Session::note(const std::string& text) const {
   if (!quiet) fmt::print(stderr, "{}\n", text);
+}
+
+void Session::note_part(const StatisticsManifest& manifest) const {
+  if (manifest.part) note(fmt::format("note: the statistics hold {} only", describe_part(*manifest.part)));
 }
 
 CLI::App* add_command(CLI::App& app, Session& session, const std::string& name, const std::string& description,
@@ -112,6 +117,10 @@ std::vector<std::pair<std::string, double>> ScoreFlags::weights() const {
     out.emplace_back(task.substr(0, equals), weight);
   }
   return out;
+}
+
+std::string describe_part(const StatisticsManifest::Part& part) {
+  return fmt::format("share{} {} of {} of the demonstrations", part.shares.size() == 1 ? "" : "s", fmt::join(part.shares, ", "), part.count);
 }
 
 std::string human_bytes(std::uint64_t bytes) {

@@ -40,6 +40,8 @@ struct Session {
   nlohmann::ordered_json reading_json() const;
   /// A note to the user on stderr.
   void note(const std::string& text) const;
+  /// The note that statistics are not of all demonstrations, where they are not.
+  void note_part(const StatisticsManifest& manifest) const;
 };
 
 /// Adds a sub-command with --json, --quiet and an example below its help.
@@ -87,6 +89,9 @@ struct ScoreFlags {
   ScoreOptions options() const;
   std::vector<std::pair<std::string, double>> weights() const;
 };
+
+/// "shares 1, 3 of 4 of the demonstrations".
+std::string describe_part(const StatisticsManifest::Part& part);
 
 /// "1.50 GiB", "12 KiB".
 std::string human_bytes(std::uint64_t bytes);

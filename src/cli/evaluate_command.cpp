@@ -6,6 +6,7 @@
 
 #include "cli/command.h"
 #include "cli/progress.h"
+#include "cli/ranks.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/forward.h"
@@ -71,6 +72,23 @@ struct Flags : EvaluateFlags {
   std::vector<std::string> plans;
 };
 
+/// What the ranks have found, one after the other as JSON; on rank 0.
+void add_ranks(RankGroup& ranks, ExactMatch& match) {
+  nlohmann::ordered_json own{{"samples", match.samples}, {"correct", match.correct}, {"misses", nlohmann::ordered_json::array()}};
+  for (const auto& miss : match.misses) {
+    own["misses"].push_back({{"demonstration", miss.demonstration}, {"line", miss.line}, {"expected", miss.expected}, {"got", miss.got}});
+  }
+  const auto all = ranks.gather(own.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+  for (std::size_t rank = 1; rank < all.size(); ++rank) {
+    const auto json = nlohmann::ordered_json::parse(all[rank]);
+    ExactMatch other{.samples = json.at("samples"), .correct = json.at("correct"), .misses = {}};
+    for (const auto& miss : json.at("misses")) {
+      other.misses.push_back({.demonstration = miss.at("demonstration"), .line = miss.at("line"), .expected = miss.at("expected"), .got = miss.at("got")});
+    }
+    match.add(other);
+  }
+}
+
 nlohmann::ordered_json match_json(const ExactMatch& match) {
   nlohmann::ordered_json misses = nlohmann::ordered_json::array();
   for (const auto& miss : match.misses) misses.push_back({{"line", miss.line}, {"expected", miss.expected}, {"got", miss.got}});
@@ -131,14 +149,15 @@ struct Questions {
 };
 
 /// Adds exact match to an object that has "tasks".
-void add_exact_match(const Questions& questions, GenerateOptions options, const Model& model, const Plan* plan,
+void add_exact_match(const Questions& questions, GenerateOptions options, const Model& model, const Plan* plan, RankGroup* ranks,
                      nlohmann::ordered_json& json) {
   options.plan = plan;
   std::int64_t samples = 0;
   std::int64_t correct = 0;
   std::size_t row = 0;
   for (const Task& task : questions.prompts) {
-    const ExactMatch match = exact_match(model, questions.tokenizer, task, options);
+    ExactMatch match = exact_match(model, questions.tokenizer, task, options);
+    if (ranks != nullptr) add_ranks(*ranks, match);
     json["tasks"][row++].update(match_json(match));
     samples += match.samples;
     correct += match.correct;
@@ -173,7 +192,7 @@ void print_estimate(const Session& session, const EvaluateEstimate& e, const Mac
                                   rates.operations_per_second / 1e9, human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
 }
 
-void run_evaluate(const Session& session, const Flags& flags) {
+void run_evaluate(const Session& session, const Flags& flags, RankGroup* ranks) {
   std::vector<Plan> plans;
   for (const auto& file : flags.plans) plans.push_back(read_plan(file));
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
@@ -189,19 +208,26 @@ void run_evaluate(const Session& session, const Flags& flags) {
   if (flags.exact_match) {
     questions.emplace(Questions{Tokenizer::open(flags.checkpoint), flags.prompts(flags.checkpoint, model.vocabulary)});
   }
-  RunOptions options;
+  EvaluateOptions options;
   flags.run.apply(options, session, "evaluate");
+  if (ranks != nullptr) {
+    take_share(options, ranks->place());
+    options.add_up = [ranks](std::span<double> sums) { ranks->add_up(sums); };
+  }
   if (flags.dry_run) {
     const EvaluateEstimate estimate = estimate_evaluation(model, tasks, options, plans.size(), other ? &*other : nullptr);
-    return print_estimate(session, estimate, measure_rates(model, options));
+    if (reports(ranks)) print_estimate(session, estimate, measure_rates(model, options));
+    return;
   }
   const auto results = evaluate(model, tasks, flags.task.count_value(), options, plans, other ? &*other : nullptr);
   nlohmann::ordered_json json = results_json(results, flags);
   if (questions) {
-    const GenerateOptions generate = flags.generate_options(session, checkpoint);
-    add_exact_match(*questions, generate, model, nullptr, json);
-    for (std::size_t p = 0; p < plans.size(); ++p) add_exact_match(*questions, generate, model, &plans[p], json["plans"][p]);
+    GenerateOptions generate = flags.generate_options(session, checkpoint);
+    if (ranks != nullptr) take_share(generate, ranks->place());
+    add_exact_match(*questions, generate, model, nullptr, ranks, json);
+    for (std::size_t p = 0; p < plans.size(); ++p) add_exact_match(*questions, generate, model, &plans[p], ranks, json["plans"][p]);
   }
+  if (!reports(ranks)) return;
   std::string text = table_row("checkpoint", json);
   for (std::size_t p = 0; p < plans.size(); ++p) text += table_row(flags.plans[p], json["plans"][p]);
   session.print(json, text);
@@ -219,7 +245,11 @@ void add_evaluate(CLI::App& app, Session& session) {
       ->allow_extra_args(false);
   flags->add(*command);
   command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time, without --exact-match; run nothing");
-  command->callback([&session, flags] { session.run = [&session, flags] { run_evaluate(session, *flags); }; });
+  command->callback([&session, flags] {
+    session.run = [&session, flags] {
+      with_ranks(session, [&](RankGroup* ranks) { run_evaluate(session, *flags, ranks); });
+    };
+  });
 }
 
 }  // namespace moetrim::cli

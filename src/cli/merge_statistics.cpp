@@ -1,4 +1,4 @@
-// moetrim merge-statistics: adds statistics of separate runs.
+// moetrim merge-statistics: adds statistics of separate runs, or the shares of one.
 
 #include <fmt/format.h>
 
@@ -7,27 +7,36 @@
 
 namespace moetrim::cli {
 
+namespace {
+
+struct Flags {
+  std::vector<std::string> parts;
+  std::string output;
+  bool partial = false;
+};
+
+void run_merge(const Session& session, const Flags& flags) {
+  std::vector<StatisticsManifest> manifests;
+  for (const auto& part : flags.parts) manifests.push_back(read_statistics_manifest(part));
+  const StatisticsMerge merge(std::move(manifests), flags.parts, flags.partial);
+  write_merged_statistics(flags.output, merge, read_parts({flags.parts.begin(), flags.parts.end()}));
+  const StatisticsManifest& manifest = merge.manifest();
+  std::string text = fmt::format("{} parts, {} tasks in {}\n", flags.parts.size(), manifest.tasks.size(), flags.output);
+  if (manifest.part) text += describe_part(*manifest.part) + "\n";
+  session.print({{"statistics", flags.output}, {"manifest", manifest_to_json(manifest)}}, text);
+}
+
+}  // namespace
+
 void add_merge_statistics(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "merge-statistics", "Add statistics of separate runs on the same checkpoint",
+  CLI::App* command = add_command(app, session, "merge-statistics", "Add the shares of a calibration, or runs on the same checkpoint",
                                   "moetrim merge-statistics part1.stats part2.stats -o all.stats");
-  struct Flags {
-    std::vector<std::string> parts;
-    std::string output;
-  };
   auto flags = std::make_shared<Flags>();
-  command->add_option("statistics", flags->parts, "Folders that calibrate wrote")->required();
+  command->add_option("statistics", flags->parts, "Folders that calibrate wrote, in any order")->required();
   command->add_option("-o,--output", flags->output, "Folder for the sum")->required();
+  command->add_flag("--partial", flags->partial, "Make do with some of the shares of calibrate --slice");
   command->callback([&session, flags] {
-    session.run = [&session, flags] {
-      std::vector<Statistics> parts;
-      for (const auto& part : flags->parts) {
-        parts.push_back(Statistics::read(part, read_statistics_manifest(part).expert_width > 0));
-      }
-      const Statistics sum = merge_statistics(parts);
-      write_statistics(flags->output, sum);
-      session.print({{"statistics", flags->output}, {"manifest", manifest_to_json(sum.manifest)}},
-                    fmt::format("{} parts, {} tasks in {}\n", parts.size(), sum.manifest.tasks.size(), flags->output));
-    };
+    session.run = [&session, flags] { run_merge(session, *flags); };
   });
 }
 

@@ -216,7 +216,9 @@ void add_plan(CLI::App& app, Session& session) {
   command->callback([&session, flags] {
     session.run = [&session, flags] {
       flags->check();  // a misspelt name before a large folder is read
-      const Plan plan = flags->make(Statistics::read(flags->statistics, flags->needs_second_order()));
+      const Statistics statistics = Statistics::read(flags->statistics, flags->needs_second_order());
+      session.note_part(statistics.manifest);
+      const Plan plan = flags->make(statistics);
       write_plan(flags->output, plan);
       session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
     };

@@ -145,7 +145,7 @@ class Run {
         return found.at("tasks");
       }
     }
-    RunOptions options;
+    EvaluateOptions options;
     recipe_.evaluate.run.apply(options, session_, "evaluate");
     const auto losses =
         moetrim::evaluate(model_, tests_, recipe_.evaluate.task.count_value(), options, {plan_, random_}, nullptr);

@@ -50,6 +50,7 @@ void add_score(CLI::App& app, Session& session) {
     session.run = [&session, flags] {
       const ScoringMethod& method = find_scoring_method(flags->method);
       const Statistics statistics = Statistics::read(flags->statistics, method.second_order != nullptr);
+      session.note_part(statistics.manifest);
       const Scores scores = moetrim::score(statistics, method, flags->options(), flags->weights());
       if (!flags->output.empty()) write_scores(flags->output, scores);
       session.print(scores_to_json(scores), describe_scores(scores));

@@ -22,7 +22,7 @@ constexpr std::int64_t kBlockRows = 128;
 
 /// A demonstration in a group: where it lies, which of its tokens are predicted.
 struct Sample {
-  std::size_t task = 0;
+  std::size_t row = 0;                ///< of the sums: task * kSlices + slice
   std::int64_t begin = 0, length = 0;
   std::int64_t first = 0, last = 0;   ///< positions whose successor is counted, relative to begin
 };
@@ -35,20 +35,22 @@ struct Group {
 
 struct Source {
   const Demonstration* demonstration;
-  std::size_t task;
+  std::size_t row;
 };
 
-std::vector<Source> all_demonstrations(const std::vector<Task>& tasks, const MemoryPlan& plan) {
+std::vector<Source> own_demonstrations(const std::vector<Task>& tasks, const DemonstrationShare& share, const MemoryPlan& plan) {
   std::vector<Source> sources;
   for (std::size_t t = 0; t < tasks.size(); ++t) {
-    for (const Demonstration& demonstration : tasks[t].demonstrations) {
+    for (std::size_t i = 0; i < tasks[t].demonstrations.size(); ++i) {
+      if (!share.holds(static_cast<std::int64_t>(i))) continue;
+      const Demonstration& demonstration = tasks[t].demonstrations[i];
       if (static_cast<std::int64_t>(demonstration.ids.size()) > plan.group_tokens) {
         throw OutOfResources(fmt::format("{}:{}: the memory budget holds {} tokens at a time, this demonstration has {}; raise "
                                          "--max-memory, cut with --max-tokens, or evaluate fewer plans at once",
                                          tasks[t].file.string(), demonstration.line, plan.group_tokens,
                                          demonstration.ids.size()));
       }
-      sources.push_back({&demonstration, t});
+      sources.push_back({&demonstration, t * kSlices + i % kSlices});
     }
   }
   return sources;
@@ -61,7 +63,7 @@ Group make_group(const std::vector<Source>& sources, const SequenceGroup& range,
   for (std::size_t i = range.first; i < range.last; ++i) {
     const Demonstration& demonstration = *sources[i].demonstration;
     const auto counted = counted_range(demonstration, count);
-    group.samples.push_back({.task = sources[i].task,
+    group.samples.push_back({.row = sources[i].row,
                              .begin = group.tokens,
                              .length = static_cast<std::int64_t>(demonstration.ids.size()),
                              .first = std::max<std::int64_t>(counted.first, 1) - 1,
@@ -77,6 +79,50 @@ Group make_group(const std::vector<Source>& sources, const SequenceGroup& range,
     }
   }
   return group;
+}
+
+/// The sums of one row: of the model, of every plan, of the other checkpoint.
+std::vector<LossSums*> columns_of(EvaluateTask& row) {
+  std::vector<LossSums*> columns{&row.model};
+  for (LossSums& plan : row.plans) columns.push_back(&plan);
+  if (row.against) columns.push_back(&*row.against);
+  return columns;
+}
+
+/// Rows as numbers, added up over all shares, and back. Counts are exact in fp64.
+void add_shares_up(std::vector<EvaluateTask>& rows, const std::function<void(std::span<double>)>& add_up) {
+  std::vector<double> values;
+  for (EvaluateTask& row : rows) {
+    for (const LossSums* sums : columns_of(row)) {
+      values.insert(values.end(), {static_cast<double>(sums->tokens), sums->loss, sums->kl, static_cast<double>(sums->agree)});
+    }
+  }
+  add_up(values);
+  auto value = values.begin();
+  for (EvaluateTask& row : rows) {
+    for (LossSums* sums : columns_of(row)) {
+      sums->tokens = static_cast<std::int64_t>(*value++);
+      sums->loss = *value++;
+      sums->kl = *value++;
+      sums->agree = static_cast<std::int64_t>(*value++);
+    }
+  }
+}
+
+/// A task's sums, slice by slice: one order, whoever measured the slices.
+EvaluateTask sum_of_slices(std::span<EvaluateTask> slices) {
+  EvaluateTask task = slices.front();
+  for (EvaluateTask& slice : slices.subspan(1)) {
+    const auto to = columns_of(task);
+    const auto from = columns_of(slice);
+    for (std::size_t c = 0; c < to.size(); ++c) {
+      to[c]->tokens += from[c]->tokens;
+      to[c]->loss += from[c]->loss;
+      to[c]->kl += from[c]->kl;
+      to[c]->agree += from[c]->agree;
+    }
+  }
+  return task;
 }
 
 /// Log-probabilities [n, V] of some rows, and what they say about the tokens that follow.
@@ -111,12 +157,8 @@ void run_all(Forward& forward, TokenBatch batch, const RunOptions& options, std:
   }
 }
 
-/// The output head as it is stored and as it is used, and a few blocks of logits while distributions are compared.
-std::uint64_t head_bytes(const Model& model) {
-  constexpr std::uint64_t kBlocks = 7;
-  const auto vocabulary = static_cast<std::uint64_t>(model.vocabulary);
-  return vocabulary * (static_cast<std::uint64_t>(model.hidden) * 8 + kBlocks * kBlockRows * 4);
-}
+/// Rows of logits and what is made of them, while two distributions are compared.
+constexpr std::uint64_t kHeldRows = 7 * kBlockRows;
 
 MemoryPlan evaluation_memory(const Model& model, const std::vector<Task>& tasks, const RunOptions& options, std::size_t plans,
                              const Model* against) {
@@ -125,14 +167,14 @@ MemoryPlan evaluation_memory(const Model& model, const std::vector<Task>& tasks,
     for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
   }
   const std::uint64_t copies = plans + (against != nullptr ? 2 : 1);
-  std::uint64_t further = head_bytes(model) + tile_bytes(model, options, static_cast<std::int64_t>(longest));
-  if (against != nullptr) further += head_bytes(*against) + Forward::weight_bytes(*against, forward_options(*against, options));
+  std::uint64_t further = head_bytes(model, kHeldRows) + tile_bytes(model, options, static_cast<std::int64_t>(longest));
+  if (against != nullptr) further += head_bytes(*against, 0) + Forward::weight_bytes(*against, forward_options(*against, options));
   return plan_memory(model, options, forward_token_bytes(model, options) * copies, further);
 }
 
 class Evaluation {
  public:
-  Evaluation(const Model& model, Count count, const RunOptions& options, const std::vector<Plan>& plans, const Model* against)
+  Evaluation(const Model& model, Count count, const EvaluateOptions& options, const std::vector<Plan>& plans, const Model* against)
       : model_(model), count_(count), options_(options), against_(against), forward_(model, forward_options(model, options)) {
     for (const Plan& plan : plans) masks_.push_back(mask_of(model, plan));
     if (against == nullptr) return;
@@ -145,13 +187,14 @@ class Evaluation {
   }
 
   std::vector<EvaluateTask> run(const std::vector<Task>& tasks) {
-    std::vector<EvaluateTask> results;
+    std::vector<EvaluateTask> rows;
     for (const Task& task : tasks) {
-      results.push_back({.name = task.name, .model = {}, .plans = std::vector<LossSums>(masks_.size()), .against = {}});
-      if (against_ != nullptr) results.back().against.emplace();
+      EvaluateTask row{.name = task.name, .model = {}, .plans = std::vector<LossSums>(masks_.size()), .against = {}};
+      if (against_ != nullptr) row.against.emplace();
+      rows.insert(rows.end(), kSlices, row);
     }
     const MemoryPlan plan = evaluation_memory(model_, tasks, options_, masks_.size(), against_);
-    const auto sources = all_demonstrations(tasks, plan);
+    const auto sources = own_demonstrations(tasks, options_.share, plan);
     std::vector<std::int64_t> lengths;
     for (const Source& source : sources) {
       lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
@@ -159,13 +202,16 @@ class Evaluation {
                                   (against_ != nullptr ? against_->layers : 0));
     }
     for (const SequenceGroup& range : cut_groups(lengths, plan.group_tokens)) {
-      measure(make_group(sources, range, count_, masks_), results);
+      measure(make_group(sources, range, count_, masks_), rows);
     }
+    if (options_.add_up) add_shares_up(rows, options_.add_up);
+    std::vector<EvaluateTask> results;
+    for (std::size_t t = 0; t < tasks.size(); ++t) results.push_back(sum_of_slices(std::span(rows).subspan(t * kSlices, kSlices)));
     return results;
   }
 
  private:
-  void measure(const Group& group, std::vector<EvaluateTask>& results) {
+  void measure(const Group& group, std::vector<EvaluateTask>& rows) {
     const c10::InferenceMode no_autograd;
     run_all(forward_, group.batch, options_, done_, total_);
     if (other_) {
@@ -177,7 +223,7 @@ class Evaluation {
     }
     for (const Sample& sample : group.samples) {
       for (std::int64_t at = sample.first; at < sample.last; at += kBlockRows) {
-        measure_block(group, sample, at, std::min(sample.last, at + kBlockRows), results[sample.task]);
+        measure_block(group, sample, at, std::min(sample.last, at + kBlockRows), rows[sample.row]);
       }
     }
   }
@@ -206,7 +252,7 @@ class Evaluation {
 
   const Model& model_;
   Count count_;
-  const RunOptions& options_;
+  const EvaluateOptions& options_;
   const Model* against_;
   Forward forward_;
   std::unique_ptr<Forward> other_;
@@ -216,12 +262,12 @@ class Evaluation {
 
 }  // namespace
 
-EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const RunOptions& options,
+EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
                                      std::size_t plans, const Model* against) {
   if (tasks.empty()) throw UsageError("no task to evaluate; give at least one --task FILE.jsonl");
   const MemoryPlan memory = evaluation_memory(model, tasks, options, plans, against);
   std::vector<std::int64_t> lengths;
-  for (const Source& source : all_demonstrations(tasks, memory)) {
+  for (const Source& source : own_demonstrations(tasks, options.share, memory)) {
     lengths.push_back(static_cast<std::int64_t>(source.demonstration->ids.size()));
   }
   EvaluateEstimate estimate;
@@ -242,7 +288,7 @@ EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>
   return estimate;
 }
 
-std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const RunOptions& options,
+std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const EvaluateOptions& options,
                                    const std::vector<Plan>& plans, const Model* against) {
   if (tasks.empty()) throw UsageError("no task to evaluate; give at least one --task FILE.jsonl");
   return Evaluation(model, count, options, plans, against).run(tasks);

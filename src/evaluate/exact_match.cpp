@@ -1,5 +1,7 @@
 // Exact match of greedy answers, and which tokens end an answer.
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
@@ -45,24 +47,39 @@ std::string final_answer(std::string_view text) {
   return std::string(text.substr(begin, text.find_last_not_of(kSpace) - begin + 1));
 }
 
+void ExactMatch::add(const ExactMatch& other) {
+  samples += other.samples;
+  correct += other.correct;
+  misses.insert(misses.end(), other.misses.begin(), other.misses.end());
+  std::sort(misses.begin(), misses.end(), [](const Miss& a, const Miss& b) { return a.demonstration < b.demonstration; });
+  misses.resize(std::min(misses.size(), kMissesShown));
+}
+
 ExactMatch exact_match(const Model& model, const Tokenizer& tokenizer, const Task& task, const GenerateOptions& options) {
   std::vector<std::vector<std::int32_t>> prompts;
-  for (const Demonstration& demonstration : task.demonstrations) {
+  std::vector<std::int64_t> asked;   // index within the task
+  for (std::size_t i = 0; i < task.demonstrations.size(); ++i) {
+    if (!options.share.holds(static_cast<std::int64_t>(i))) continue;
+    const Demonstration& demonstration = task.demonstrations[i];
     if (demonstration.answer.empty() && demonstration.response.empty()) {
       throw InvalidInput(fmt::format("{}:{}: no answer to compare with; exact match needs \"response\" or \"answer\"",
                                      task.file.string(), demonstration.line));
     }
     prompts.push_back(demonstration.ids);
+    asked.push_back(static_cast<std::int64_t>(i));
   }
-  const auto answers = generate(model, prompts, options);
   ExactMatch result;
+  if (prompts.empty()) return result;
+  const auto answers = generate(model, prompts, options);
   for (std::size_t i = 0; i < answers.size(); ++i) {
-    const Demonstration& demonstration = task.demonstrations[i];
+    const Demonstration& demonstration = task.demonstrations[static_cast<std::size_t>(asked[i])];
     const std::string expected = final_answer(demonstration.answer.empty() ? demonstration.response : demonstration.answer);
     const std::string got = final_answer(tokenizer.decode(answers[i], /*skip_special_tokens=*/true));
     ++result.samples;
     result.correct += got == expected;
-    if (got != expected && result.misses.size() < kMissesShown) result.misses.push_back({demonstration.line, expected, got});
+    if (got != expected && result.misses.size() < kMissesShown) {
+      result.misses.push_back({.demonstration = asked[i], .line = demonstration.line, .expected = expected, .got = got});
+    }
   }
   return result;
 }

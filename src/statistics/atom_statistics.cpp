@@ -38,6 +38,13 @@ AtomStatistics::AtomStatistics(int layer_id, int task_count, int expert_count, i
   gate_up_squares = down_squares;
 }
 
+void AtomStatistics::add(const AtomStatistics& other) {
+  if (tasks != other.tasks) {
+    throw InvalidInput(fmt::format("layer {}: cannot add second-order statistics of {} tasks to those of {}", layer, other.tasks, tasks));
+  }
+  for (int task = 0; task < tasks; ++task) add_task(task, other, task);
+}
+
 void AtomStatistics::add_task(int task, const AtomStatistics& other, int other_task) {
   if (layer != other.layer || experts != other.experts || width != other.width) {
     throw InvalidInput(fmt::format("cannot add second-order statistics of layer {} ({} experts of {}) to layer {} ({} of {})",

@@ -14,6 +14,7 @@ namespace {
 constexpr std::string_view kFormat = "moetrim-statistics";
 constexpr int kVersion = 1;
 constexpr int kMostBlocks = 64;
+constexpr int kMostShares = 1 << 20;
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 53;  // beyond it fp64 no longer counts every token
 
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 50;  // a thousand layers of it still fit 64 bits
@@ -89,6 +90,36 @@ std::vector<StatisticsManifest::TaskFacts> tasks_from_json(JsonFields& fields, c
   return tasks;
 }
 
+nlohmann::ordered_json part_to_json(const StatisticsManifest::Part& part) {
+  nlohmann::ordered_json whole = nlohmann::ordered_json::array();
+  for (const auto& task : part.whole) {
+    whole.push_back({{"demonstrations", task.demonstrations}, {"tokens", task.tokens}, {"counted_tokens", task.counted_tokens}});
+  }
+  return {{"count", part.count}, {"shares", part.shares}, {"whole", std::move(whole)}};
+}
+
+StatisticsManifest::Part part_from_json(JsonFields fields, const std::filesystem::path& file, const StatisticsManifest& manifest) {
+  StatisticsManifest::Part part;
+  part.count = fields.whole("count", 2, kMostShares);
+  part.shares = fields.ascending("shares", 1, part.count);
+  if (part.shares.empty() || part.shares.size() == static_cast<std::size_t>(part.count)) {
+    fields.fail("shares", fmt::format("expected some of {} shares, got {} of them", part.count, part.shares.size()));
+  }
+  for (const auto& item : fields.array("whole")) {
+    const auto& task = manifest.tasks[std::min(part.whole.size(), manifest.tasks.size() - 1)];
+    JsonFields of_task(item, file, fmt::format("part.whole[{}]", part.whole.size()));
+    part.whole.push_back({.demonstrations = of_task.integer("demonstrations", task.demonstrations, kMostTokens),
+                          .tokens = of_task.integer("tokens", task.tokens, kMostTokens),
+                          .counted_tokens = of_task.integer("counted_tokens", task.counted_tokens, kMostTokens)});
+    of_task.finish();
+  }
+  if (part.whole.size() != manifest.tasks.size()) {
+    fields.fail("whole", fmt::format("expected {} tasks, got {}", manifest.tasks.size(), part.whole.size()));
+  }
+  fields.finish();
+  return part;
+}
+
 /// Files of routers without groups, and those from before groups were known, have no such field.
 RouterGroups groups_from_json(JsonFields& fields, const std::filesystem::path& file, const StatisticsManifest& manifest) {
   if (!fields.has("groups")) return {};
@@ -131,6 +162,7 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
   if (manifest.groups != RouterGroups{}) json["groups"] = router_groups_to_json(manifest.groups);
   if (manifest.expert_width > 0) json["expert_width"] = manifest.expert_width;
   if (manifest.sizes != StatisticsManifest::Sizes{}) json["sizes"] = sizes_to_json(manifest.sizes);
+  if (manifest.part) json["part"] = part_to_json(*manifest.part);
   manifest_from_json(json, "manifest to be written");
   return json;
 }
@@ -160,6 +192,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   if (fields.has("expert_width")) manifest.expert_width = fields.whole("expert_width", 1);
   read_sizes(fields, file, manifest);
   manifest.tasks = tasks_from_json(fields, file, manifest.expert_width > 0);
+  if (fields.has("part")) manifest.part = part_from_json(JsonFields(fields.object("part"), file, "part"), file, manifest);
   manifest.settings = fields.object("settings");
   fields.finish();
   return manifest;

@@ -1,6 +1,7 @@
 // A statistics folder as a whole: manifest and layer files, read with every cross-check and written by rename.
 #include "moetrim/statistics.h"
 
+#include <algorithm>
 #include <set>
 #include <system_error>
 
@@ -64,10 +65,23 @@ fs::path make_staging_folder(const fs::path& target) {
                           target.string()));
 }
 
-void write_files(const fs::path& folder, const Statistics& statistics) {
-  for (const auto& layer : statistics.layers) write_layer_statistics(folder / layer_file_name(layer.layer), layer);
-  for (const auto& atoms : statistics.atoms) write_atom_statistics(folder / atom_file_name(atoms.layer), atoms);
-  write_file_atomically(folder / kManifestName, manifest_to_json(statistics.manifest).dump(2) + "\n");
+/// Fills a new folder beside the target and renames it when it is whole.
+void write_folder(const fs::path& folder, const StatisticsManifest& manifest, const std::function<void(const fs::path&)>& write_layers) {
+  const fs::path target = folder.has_filename() ? folder : folder.parent_path();
+  if (fs::exists(fs::symlink_status(target))) {
+    throw InvalidInput(fmt::format("{}: exists already; choose another name or remove it", target.string()));
+  }
+  const std::string json = manifest_to_json(manifest).dump(2) + "\n";
+  const fs::path staging = make_staging_folder(target);
+  try {
+    write_layers(staging);
+    write_file_atomically(staging / kManifestName, json);
+    fs::rename(staging, target);
+  } catch (...) {
+    std::error_code ignored;  // the first error is the one to report
+    fs::remove_all(staging, ignored);
+    throw;
+  }
 }
 
 }  // namespace
@@ -116,20 +130,53 @@ int Statistics::task(std::string_view name) const {
 }
 
 void write_statistics(const fs::path& folder, const Statistics& statistics) {
-  const fs::path target = folder.has_filename() ? folder : folder.parent_path();
-  if (fs::exists(fs::symlink_status(target))) {
-    throw InvalidInput(fmt::format("{}: exists already; choose another name or remove it", target.string()));
+  check_statistics(statistics, "statistics for " + folder.string());
+  write_folder(folder, statistics.manifest, [&](const fs::path& staging) {
+    for (const auto& layer : statistics.layers) write_layer_statistics(staging / layer_file_name(layer.layer), layer);
+    for (const auto& atoms : statistics.atoms) write_atom_statistics(staging / atom_file_name(atoms.layer), atoms);
+  });
+}
+
+PartReader read_parts(const std::vector<fs::path>& folders) {
+  std::vector<StatisticsManifest> manifests;
+  for (const fs::path& folder : folders) {
+    manifests.push_back(read_statistics_manifest(folder));
+    check_files(folder, manifests.back());
   }
-  check_statistics(statistics, "statistics for " + target.string());
-  const fs::path staging = make_staging_folder(target);
-  try {
-    write_files(staging, statistics);
-    fs::rename(staging, target);
-  } catch (...) {
-    std::error_code ignored;  // the first error is the one to report
-    fs::remove_all(staging, ignored);
-    throw;
-  }
+  const auto index_of = [](const StatisticsManifest& manifest, int layer) {
+    const auto& layers = manifest.moe_layers;
+    return static_cast<std::size_t>(std::lower_bound(layers.begin(), layers.end(), layer) - layers.begin());
+  };
+  return {.layer =
+              [=](std::size_t part, int id) {
+                const fs::path file = folders[part] / layer_file_name(id);
+                LayerStatistics layer = read_layer_statistics(file);
+                check_layer(manifests[part], index_of(manifests[part], id), layer, file.string());
+                return layer;
+              },
+          .atoms =
+              [=](std::size_t part, int id) {
+                const fs::path file = folders[part] / atom_file_name(id);
+                AtomStatistics atoms = read_atom_statistics(file);
+                check_atoms(manifests[part], index_of(manifests[part], id), atoms, file.string());
+                return atoms;
+              }};
+}
+
+void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merge, const PartReader& read) {
+  const auto& manifest = merge.manifest();
+  write_folder(folder, manifest, [&](const fs::path& staging) {
+    for (std::size_t i = 0; i < manifest.moe_layers.size(); ++i) {
+      const int id = manifest.moe_layers[i];
+      const auto layer = merge.layer([&](std::size_t part) { return read.layer(part, id); });
+      check_layer(manifest, i, layer, "sum for " + folder.string());
+      write_layer_statistics(staging / layer_file_name(id), layer);
+      if (manifest.expert_width == 0) continue;
+      const auto atoms = merge.atoms([&](std::size_t part) { return read.atoms(part, id); });
+      check_atoms(manifest, i, atoms, "sum for " + folder.string());
+      write_atom_statistics(staging / atom_file_name(id), atoms);
+    }
+  });
 }
 
 }  // namespace moetrim

@@ -115,3 +115,120 @@ TEST_CASE("parts of different runs are refused with the field that differs", "[s
   CHECK_THAT(refusal([](auto& s) { s.layers.pop_back(); }), Contains("part 2") && Contains("layers"));
   CHECK_THAT(given::thrown_by([] { merge_statistics({}); }), Contains("InvalidInput"));
 }
+
+namespace {
+
+constexpr int kDemonstrations = 19;
+
+/// What a calibration of 19 demonstrations of one token each, or a share of it, would write.
+Statistics calibrated(const DemonstrationShare& share) {
+  const auto tokens = [](unsigned seed) {
+    auto all = given::random_tokens(5, 2, seed);
+    const auto more = given::random_tokens(5, 2, seed + 100);
+    all.insert(all.end(), more.begin(), more.begin() + kDemonstrations - static_cast<std::ptrdiff_t>(all.size()));
+    for (std::size_t i = 0; i < all.size(); ++i) all[i].slice = static_cast<int>(i) % kSlices;
+    return all;
+  };
+  std::vector<LayerStatistics> layers;
+  for (int layer = 0; layer < 2; ++layer) {
+    std::vector<given::Token> own;
+    const auto all = tokens(7U + static_cast<unsigned>(layer));
+    for (int i = 0; i < kDemonstrations; ++i) {
+      if (share.holds(i)) own.push_back(all[static_cast<std::size_t>(i)]);
+    }
+    layers.push_back(given::layer(layer, 1, 5, own));
+  }
+  auto statistics = given::statistics(given::manifest(2, 5, 2, 1), std::move(layers));
+  auto& manifest = statistics.manifest;
+  manifest.tasks[0].demonstrations = manifest.tasks[0].tokens;
+  if (share.count > 1) {
+    manifest.part = StatisticsManifest::Part{
+        .count = share.count, .shares = {share.number}, .whole = {{kDemonstrations, kDemonstrations, kDemonstrations}}};
+  }
+  return statistics;
+}
+
+std::vector<Statistics> shares_of(int count) {
+  std::vector<Statistics> shares;
+  for (int number = 1; number <= count; ++number) shares.push_back(calibrated({number, count}));
+  return shares;
+}
+
+void check_equal(const Statistics& a, const Statistics& b) {
+  CHECK(manifest_to_json(a.manifest) == manifest_to_json(b.manifest));
+  for (std::size_t l = 0; l < b.layers.size(); ++l) {
+    for (int i = 0; i < kStatCount; ++i) {
+      const auto x = a.layers[l].values(static_cast<Stat>(i));
+      CHECK(std::equal(x.begin(), x.end(), b.layers[l].values(static_cast<Stat>(i)).begin()));
+    }
+    CHECK(a.layers[l].coactivation == b.layers[l].coactivation);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("up to eight shares, in any order, are the statistics of one process to the bit", "[statistics]") {
+  const Statistics whole = calibrated({});
+  for (int count = 2; count <= kSlices; ++count) {
+    auto shares = shares_of(count);
+    check_equal(merge_statistics(shares), whole);
+    std::reverse(shares.begin(), shares.end());
+    check_equal(merge_statistics(shares), whole);
+    std::swap(shares[0], shares[static_cast<std::size_t>(count) / 2]);
+    check_equal(merge_statistics(shares), whole);
+  }
+  auto more = shares_of(13);
+  const Statistics sum = merge_statistics(more);
+  check_close(sum, whole);
+  std::rotate(more.begin(), more.begin() + 5, more.end());
+  check_equal(merge_statistics(more), sum);
+}
+
+TEST_CASE("every demonstration is in one share, and slices stay whole in up to eight", "[statistics]") {
+  for (const int count : {1, 2, 3, 5, 8, 9, 16}) {
+    for (int i = 0; i < 40; ++i) {
+      int holders = 0;
+      for (int number = 1; number <= count; ++number) {
+        holders += DemonstrationShare{number, count}.holds(i);
+        if (count <= kSlices) CHECK(DemonstrationShare{number, count}.holds(i) == DemonstrationShare{number, count}.holds(i % kSlices));
+      }
+      CHECK(holders == 1);
+    }
+  }
+}
+
+TEST_CASE("shares that are missing, doubled or of another run are refused by name", "[statistics]") {
+  const auto shares = shares_of(4);
+  const auto refusal = [](std::vector<Statistics> parts) { return given::thrown_by([&] { merge_statistics(parts); }); };
+  CHECK_THAT(refusal({shares[0], shares[2]}), Contains("InvalidInput") && Contains("share(s) 2, 4 of 4 are missing"));
+  CHECK_THAT(refusal({shares[0], shares[1], shares[1], shares[2], shares[3]}), Contains("part 2 holds share 2 too"));
+  CHECK_THAT(refusal({shares[0], calibrated({2, 3})}), Contains("part 2") && Contains("\"count\":3"));
+  CHECK_THAT(refusal({shares[0], calibrated({})}), Contains("a share of a run, the other a whole run"));
+  const auto changed = [&](auto change) {
+    auto parts = shares;
+    change(parts[2].manifest);
+    return refusal(parts);
+  };
+  CHECK_THAT(changed([](auto& m) { m.checkpoint_fingerprint = "ff"; }), Contains("part 3") && Contains("checkpoint_fingerprint"));
+  CHECK_THAT(changed([](auto& m) { m.tasks[0].digest = "other"; }), Contains("part 3") && Contains("tasks"));
+  CHECK_THAT(changed([](auto& m) { m.part->whole[0].tokens += 1; }), Contains("part 3") && Contains("whole"));
+  CHECK_THAT(changed([](auto& m) { m.tasks[0].demonstrations -= 1; }), Contains("do not add up"));
+}
+
+TEST_CASE("a partial sum says which shares it has, and the rest can join it", "[statistics]") {
+  const auto shares = shares_of(4);
+  const std::vector<std::string> names{"x", "y"};
+  const StatisticsMerge some({shares[3].manifest, shares[1].manifest}, names, true);
+  REQUIRE(some.manifest().part);
+  CHECK(some.manifest().part->shares == std::vector<int>{2, 4});
+  CHECK(manifest_from_json(manifest_to_json(some.manifest()), "m").part->whole == shares[0].manifest.part->whole);
+  Statistics sum{.manifest = some.manifest(), .layers = {}};
+  const std::vector<const Statistics*> parts{&shares[3], &shares[1]};
+  for (std::size_t l = 0; l < 2; ++l) sum.layers.push_back(some.layer([&](std::size_t part) { return parts[part]->layers[l]; }));
+  check_equal(merge_statistics(std::vector{shares[2], sum, shares[0]}), calibrated({}));
+  auto json = manifest_to_json(shares[0].manifest);
+  json["part"]["shares"] = {1, 2, 3, 4};
+  CHECK_THAT(given::thrown_by([&] { manifest_from_json(json, "m"); }), Contains("part.shares"));
+  json["part"]["shares"] = {5};
+  CHECK_THAT(given::thrown_by([&] { manifest_from_json(json, "m"); }), Contains("part.shares"));
+}
