@@ -15,7 +15,7 @@ namespace moetrim::export_detail {
 
 namespace {
 
-constexpr std::size_t kJobsAhead = 4;  ///< that the kernel reads while one is being copied
+constexpr std::size_t kJobsAhead = 6;  ///< that the kernel reads while one is being copied
 
 /// Two processes may write one shard at a time, each the same bytes, where a shared file system keeps no locks.
 std::string random_tag() {
@@ -72,16 +72,21 @@ std::vector<Job> jobs_of(const Checkpoint& source, const Shard& shard) {
 
 ShardFile::ShardFile(const Checkpoint& source, const Shard& shard, std::filesystem::path file, Cached cached)
     : source_(source), cached_(cached), jobs_(jobs_of(source, shard)),
-      writer_(std::move(file), shard.specs(), {}, random_tag()) {}
+      writer_(std::move(file), shard.specs(), {}, random_tag()) {
+  for (std::size_t job = 0; job < kJobsAhead; ++job) read_soon(job);
+}
+
+void ShardFile::read_soon(std::size_t index) const {
+  if (index >= jobs_.size()) return;
+  const Job& job = jobs_[index];
+  if (job.source != nullptr) job.source->read_soon(job.offset, job.size);
+}
 
 void ShardFile::write(std::size_t index, Workbench& bench, const std::function<void(std::uint64_t)>& written) {
   const Job& job = jobs_[index];
+  read_soon(index + kJobsAhead);
   if (job.source == nullptr) return write_step(job, bench, written);
   move(job);
-  if (index + kJobsAhead < jobs_.size()) {
-    const Job& later = jobs_[index + kJobsAhead];
-    if (later.source != nullptr) later.source->read_soon(later.offset, later.size);
-  }
   written(job.size);
 }
 

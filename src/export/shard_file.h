@@ -52,6 +52,7 @@ class ShardFile {
   void finish() { writer_.finish(); }
 
  private:
+  void read_soon(std::size_t job) const;
   void move(const Job& job);
   void write_step(const Job& job, Workbench& bench, const std::function<void(std::uint64_t)>& written);
   void drop_cache(const Job& job) const;
