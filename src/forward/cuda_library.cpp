@@ -32,7 +32,9 @@ const Table& load() {
   return *table;
 }
 #else
-const Table& load() { throw InvalidInput("this program was built without CUDA; build it with -DMOETRIM_CUDA=ON, or use --device cpu"); }
+const Table& load() {
+  throw InvalidInput("this program was built without CUDA; build it with -DMOETRIM_CUDA=ON, or use --device cpu");
+}
 #endif
 
 int number_of(const std::string& name) {

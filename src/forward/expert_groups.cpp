@@ -48,7 +48,9 @@ kernels::LayerPairs layer_pairs(const RoutedLayer& routed, const ExpertRows& row
     token_at[i] = static_cast<std::int32_t>(token);
     place_at[token * slots + found[static_cast<std::size_t>(token)]++] = static_cast<std::int32_t>(i);
   }
-  return {.tokens = queue_to(device, tokens), .places = queue_to(device, places), .gates = queue_to(device, gates_of(routed.gates, rows))};
+  return {.tokens = queue_to(device, tokens),
+          .places = queue_to(device, places),
+          .gates = queue_to(device, gates_of(routed.gates, rows))};
 }
 
 /// One layer's way through its groups.

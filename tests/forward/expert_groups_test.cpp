@@ -1,5 +1,4 @@
-// Experts in groups, as on a device, against experts one by one: the same code on the CPU, cut in every way, and on CUDA where
-// there is a device.
+// Experts in groups, as on a device, against experts one by one: the same code on the CPU, cut in every way.
 
 #include <ATen/ATen.h>
 

@@ -59,7 +59,9 @@ void decode_rows(const void* codes, const float* scales, std::int64_t rows, std:
 void dequantise(Code code, const void* codes, const float* scales, std::int64_t rows, std::int64_t cols, std::int64_t scale_rows,
                 std::int64_t scale_cols, void* out, Stream stream) {
   if (rows == 0 || cols == 0) return;
-  const auto kernel = code == Code::e4m3 ? decode_rows<Code::e4m3> : (code == Code::e5m2 ? decode_rows<Code::e5m2> : decode_rows<Code::e2m1>);
+  const auto kernel = code == Code::e4m3   ? decode_rows<Code::e4m3>
+                      : code == Code::e5m2 ? decode_rows<Code::e5m2>
+                                           : decode_rows<Code::e2m1>;
   kernel(codes, scales, rows, cols, scale_rows, scale_cols, out, stream);
 }
 

@@ -51,14 +51,20 @@ HeadSteps rotation_steps(const kernels::Rotation& rotation) {
 /// Heads [first, first + count) of the rows of a product.
 void turn_heads(at::Tensor& qkv, const kernels::HeadLayout& layout, std::int64_t first, std::int64_t count, const HeadSteps& steps) {
   if (steps.clip <= 0 && !steps.norm_before && !steps.norm_after && steps.cosine == nullptr) return;
-  auto* at = static_cast<std::byte*>(qkv.mutable_data_ptr()) + first * layout.head_dim * static_cast<std::int64_t>(qkv.element_size());
+  const std::int64_t before = first * layout.head_dim * static_cast<std::int64_t>(qkv.element_size());
+  auto* at = static_cast<std::byte*>(qkv.mutable_data_ptr()) + before;
   rotate_heads(element_of(qkv), at,
-               {.tokens = qkv.size(0), .heads = count, .width = layout.head_dim, .token_stride = qkv.stride(0), .head_stride = layout.head_dim},
+               {.tokens = qkv.size(0),
+                .heads = count,
+                .width = layout.head_dim,
+                .token_stride = qkv.stride(0),
+                .head_stride = layout.head_dim},
                steps, stream_of(qkv));
   check_launch();
 }
 
-void rotate_rows_of(const Numerics& numerics, at::Tensor& qkv, const kernels::HeadLayout& layout, const kernels::Rotation& rotation) {
+void rotate_rows_of(const Numerics& numerics, at::Tensor& qkv, const kernels::HeadLayout& layout,
+                    const kernels::Rotation& rotation) {
   TORCH_CHECK(qkv.stride(1) == 1, "queries, keys and values must be rows");
   const std::int64_t queries = layout.heads * layout.head_dim;
   const std::int64_t keys = layout.key_value_heads * layout.head_dim;
@@ -82,7 +88,11 @@ void rotate_rows_of(const Numerics& numerics, at::Tensor& qkv, const kernels::He
 void rotate_heads_of(const Numerics&, at::Tensor& x, const kernels::Rotation& rotation) {
   TORCH_CHECK(x.stride(2) == 1, "a head's values must be neighbours");
   rotate_heads(element_of(x), x.mutable_data_ptr(),
-               {.tokens = x.size(0), .heads = x.size(1), .width = x.size(2), .token_stride = x.stride(0), .head_stride = x.stride(1)},
+               {.tokens = x.size(0),
+                .heads = x.size(1),
+                .width = x.size(2),
+                .token_stride = x.stride(0),
+                .head_stride = x.stride(1)},
                rotation_steps(rotation), stream_of(x));
   check_launch();
 }
