@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tokens per CPU second of `moetrim calibrate` beside the plain transformers forward at its fastest setting.
 
-Usage: calibrate_vs_transformers.py [--model FOLDER] [--sequences 64] [--length 512] [--units 3] [--search 4]
+Usage: calibrate_vs_transformers.py [--model FOLDER] [--sequences 64] [--length 512] [--units 3] [--search 4] [--program build/moetrim]
                                     [--setting float32 eager 2]
 
 --model names a folder; where it has no checkpoint yet, its last part says which model of make_model.py is made there.
@@ -53,7 +53,7 @@ def run_transformers(arguments, task, setting, limit):
 
 def run_moetrim(arguments, task, extra):
     with tempfile.TemporaryDirectory() as folder:
-        command = [ROOT / "build/moetrim", "calibrate", arguments.model, "--task", task, "--dtype", "bf16", "--quiet", *extra]
+        command = [arguments.program, "calibrate", arguments.model, "--task", task, "--dtype", "bf16", "--quiet", *extra]
         if "none" not in extra:
             command += ["-o", f"{folder}/x.stats"]
         cost = measure.run(command)
@@ -114,6 +114,7 @@ def search_fastest(arguments, task):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "build/benchmark/qwen3-moe"))
+    parser.add_argument("--program", default=str(ROOT / "build/moetrim"))
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--units", type=int, default=3)

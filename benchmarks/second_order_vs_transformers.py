@@ -123,6 +123,7 @@ def compare_sums(arguments, task):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "build/benchmark/qwen3-moe"))
+    parser.add_argument("--program", default=str(ROOT / "build/moetrim"))
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--units", type=int, default=3)

@@ -1,7 +1,9 @@
 # The CPU loops are compiled once per instruction set and chosen when the program runs. No contraction to fused
-# multiply-add: every set gives the same bits, but for the matrix product, which asks for it. The precompiled header would drag library code into these files.
+# multiply-add: every set gives the same bits, but for the matrix product, which asks for it. The precompiled header would
+# drag library code into these files.
+# Partial redundancy elimination would divide by the clamp's bounds ahead of time, at the price of denormal numbers.
 foreach(set baseline avx2 avx512)
-  set(flags -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi)
+  set(flags -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fno-tree-pre -Wno-psabi)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     if(set STREQUAL "avx2")
       list(APPEND flags -mavx2 -mfma)

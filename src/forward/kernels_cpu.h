@@ -29,8 +29,8 @@ struct ProductArguments {
   std::int64_t rows = 0, columns = 0, depth = 0;
 };
 
-/// Blocks of the matrix product: x 384 KiB, a panel of weights 32 KiB.
-inline constexpr std::int64_t kBlockRows = 192, kBlockDepth = 512, kProductScratch = kBlockRows * kBlockDepth + 16 + 32 * kBlockDepth;
+/// Blocks of the matrix product: x 1 MiB, so that an expert's tile packs every weight once; a panel of 16 weight rows 32 KiB.
+inline constexpr std::int64_t kBlockRows = 516, kBlockDepth = 512, kProductScratch = kBlockRows * kBlockDepth + 16 + 32 * kBlockDepth;
 
 /// Table of the loops for one storage policy and one instruction set. `Tile` and `Stored` are float or bf16 bits.
 struct CpuTable {

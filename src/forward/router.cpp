@@ -257,7 +257,7 @@ void route_tile(const TileContext& context, const LayerWeights& weights, const a
   const at::ScalarType wide = context.numerics.wide();
   at::Tensor logits;
   if (context.model.family->router.logits_in_fp32) {
-    logits = at::linear(normed.to(wide), weights.router).cpu();
+    logits = product(normed.to(wide), weights.router).cpu();
   } else {
     at::Tensor product = linear(normed, weights.router, weights.router_bias, scratch.router_logits);
     kernels::round_product(context.numerics, product);
