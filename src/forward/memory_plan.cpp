@@ -71,7 +71,8 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   forward.threads = options.threads;
   forward.reading = options.reading;
   const std::uint64_t budget = budget_of(options);
-  forward.read_ahead_bytes = std::min(std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30), experts_bytes(model));
+  const std::uint64_t share = std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30);
+  forward.read_ahead_bytes = std::min(share, experts_bytes(model));
   forward.drop_page_cache = model.checkpoint->total_bytes() > budget / 2;
   return forward;
 }
@@ -81,7 +82,7 @@ std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options)
 }
 
 std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int64_t longest) {
-  // Values of a token that a thread holds: norms and sums, queries, keys and values as they are turned and joined, an MLP's halves.
+  // Values of a token that a thread holds: norms and sums; queries, keys and values, turned and joined; an MLP's halves.
   const auto width = std::max({model.expert_width, model.dense_width, model.shared_width});
   const auto values = 6 * model.hidden + 5 * model.heads * model.head_dim + 3 * width + model.experts;
   const std::uint64_t bytes = precision_of(options) == Precision::fp64 ? 8 : 4;
@@ -89,10 +90,15 @@ std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int
   return threads * bytes * static_cast<std::uint64_t>(std::max(longest, kTileTokens) * values);
 }
 
+std::uint64_t head_bytes(const Model& model, std::uint64_t rows) {
+  return static_cast<std::uint64_t>(model.vocabulary) * (static_cast<std::uint64_t>(model.hidden) * 8 + rows * 4);
+}
+
 MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint64_t token_bytes, std::uint64_t further_bytes) {
   MemoryPlan plan;
   plan.budget_bytes = budget_of(options);
-  plan.fixed_bytes = kProgramBytes + (options.device == "cpu" ? 0 : kDeviceProgramBytes) + Forward::weight_bytes(model, forward_options(model, options)) + further_bytes;
+  const std::uint64_t program = kProgramBytes + (options.device == "cpu" ? 0 : kDeviceProgramBytes);
+  plan.fixed_bytes = program + Forward::weight_bytes(model, forward_options(model, options)) + further_bytes;
   plan.token_bytes = token_bytes;
   if (plan.fixed_bytes + plan.token_bytes > plan.budget_bytes) {
     throw OutOfResources(fmt::format("the weights in work alone need {:.2f} GiB, the memory budget is {:.2f} GiB; raise "
