@@ -19,7 +19,8 @@ std::unique_ptr<ReadQueue> make_read_queue(std::size_t slots, PageCache cache) {
   if (wanted == "pread" || (wanted.empty() && cache == PageCache::use)) return make_pread_queue(slots);
   if (auto queue = make_uring_queue(slots)) return queue;
   if (wanted == "uring") {
-    throw Error("MOETRIM_READER asks for uring, which this kernel, container or build does not offer; use pread, or leave it unset");
+    throw Error("MOETRIM_READER asks for uring, which this kernel, container or build does not offer; use pread, or leave it "
+                "unset");
   }
   return make_pread_queue(slots);
 }

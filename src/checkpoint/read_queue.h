@@ -25,8 +25,8 @@ class ReadQueue {
   virtual ssize_t finish(std::size_t slot) = 0;
 };
 
-/// The environment variable MOETRIM_READER chooses: "uring" or "pread". Unset: around the page cache io_uring where it works, through
-/// it pread, since the kernel then copies with threads of its own in either case, and with fewer of them it takes half the time.
+/// The environment variable MOETRIM_READER chooses: "uring" or "pread". Unset: around the page cache io_uring where it works;
+/// through it pread, since the kernel's own workers, which io_uring would take, need three times the CPU time there.
 /// @throws UsageError for another value; Error when io_uring is insisted on and not to be had.
 std::unique_ptr<ReadQueue> make_read_queue(std::size_t slots, PageCache cache);
 

@@ -77,7 +77,8 @@ double Forward::operations(const Model& model, std::span<const std::int64_t> len
     const LayerTensors& layer = model.layer[static_cast<std::size_t>(l)];
     double active = 0;  // elements of matrices that a token is multiplied with
     for (const Weight& weight : layer.by_role) {
-      if (weight && where_of(weight.rule->role) != Where::experts && weight.rule->axes.size() == 2) active += elements_of(model, weight);
+      const bool for_all = weight && where_of(weight.rule->role) != Where::experts;
+      if (for_all && weight.rule->axes.size() == 2) active += elements_of(model, weight);
     }
     if (layer.sparse) active += 3.0 * static_cast<double>(model.experts_per_token * model.expert_width * model.hidden);
     sum += 2 * active * tokens;
@@ -95,7 +96,8 @@ double MachineRates::seconds(double operations, std::uint64_t bytes) const {
 MachineRates measure_rates(const Model& model, const RunOptions& options) {
   const ForwardOptions forward = forward_options(model, options);
   return {.operations_per_second = measure_products(model, forward),
-          .bytes_per_second = measure_reading(*model.checkpoint, forward.drop_page_cache ? PageCache::bypass : PageCache::use)};
+          .bytes_per_second =
+              measure_reading(*model.checkpoint, forward.drop_page_cache ? PageCache::bypass : PageCache::use)};
 }
 
 }  // namespace moetrim

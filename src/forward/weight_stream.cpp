@@ -180,7 +180,9 @@ WeightBuffer WeightStream::take(const std::shared_ptr<Slot>& slot, std::unique_l
 }
 
 std::shared_ptr<WeightStream::Slot> WeightStream::choose() const {
-  const auto unread = [](const std::shared_ptr<Slot>& slot) { return slot->state == State::unwanted || slot->state == State::wanted; };
+  const auto unread = [](const std::shared_ptr<Slot>& slot) {
+    return slot->state == State::unwanted || slot->state == State::wanted;
+  };
   if (awaited_ != nullptr && unread(awaited_)) return awaited_;
   for (const auto& expert : experts_) {
     if (expert->state != State::wanted) continue;
