@@ -4,12 +4,14 @@
 #
 # Usage: scripts/setup.sh [--no-build]
 #   MOETRIM_CUDA=OFF   build without CUDA kernels and without the CUDA compiler
+#   MOETRIM_SLURM=ON   also install Slurm, which only the tests of the batch scripts need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cuda=${MOETRIM_CUDA:-ON}
 step() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 
 packages=(g++ ccache mold git ca-certificates python3 python3-venv catch2 libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev)
+[ "${MOETRIM_SLURM:-OFF}" = ON ] && packages+=(munge slurmctld slurmd slurm-client)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -4,7 +4,7 @@
 # Usage: scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh
+MOETRIM_SLURM=ON scripts/setup.sh
 export MOETRIM_BUILD=$PWD/build HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/ctest --test-dir build --output-on-failure
 # Two test files at a time; a file stays with one process, which shares its fixtures.
