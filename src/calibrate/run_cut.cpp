@@ -23,7 +23,7 @@ MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks
   const std::uint64_t tiles = tile_bytes(model, options, longest);
   if (!options.second_order) {
     const bool blocks = options.mtp && model.mtp_layers > 0;  // they normalise with the head's norm, which comes with it
-    return plan_memory(model, options, forward, tiles + (blocks ? head_bytes(model, 0) : 0));
+    return plan_memory(model, options, forward, tiles + (blocks ? head_bytes(model, options, 0) : 0));
   }
   const Precision precision = calibration_forward(model, options).precision;
   // While a segment runs again, the gradient waits beside its hidden states.
@@ -32,7 +32,7 @@ MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks
   const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
   return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
                      tiles + 2 * sums + std::max(threads * Backward::tape_bytes(model, precision, longest),
-                                                 head_bytes(model, threads * kHeldRows)));
+                                                 head_bytes(model, options, threads * kHeldRows)));
 }
 
 RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,

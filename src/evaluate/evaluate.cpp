@@ -167,8 +167,8 @@ MemoryPlan evaluation_memory(const Model& model, const std::vector<Task>& tasks,
     for (const Demonstration& demonstration : task.demonstrations) longest = std::max(longest, demonstration.ids.size());
   }
   const std::uint64_t copies = plans + (against != nullptr ? 2 : 1);
-  std::uint64_t further = head_bytes(model, kHeldRows) + tile_bytes(model, options, static_cast<std::int64_t>(longest));
-  if (against != nullptr) further += head_bytes(*against, 0) + Forward::weight_bytes(*against, forward_options(*against, options));
+  std::uint64_t further = head_bytes(model, options, kHeldRows) + tile_bytes(model, options, static_cast<std::int64_t>(longest));
+  if (against != nullptr) further += head_bytes(*against, options, 0) + Forward::weight_bytes(*against, forward_options(*against, options));
   return plan_memory(model, options, forward_token_bytes(model, options) * copies, further);
 }
 

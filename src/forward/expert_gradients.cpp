@@ -95,8 +95,8 @@ void add_sums(const TaskRows& part, int expert, const ReversedLayer& layer, Atom
 
 /// Squared lengths of the atoms' weights.
 void measure_weights(const ExpertWeights& weights, int expert, AtomSums& sums) {
-  const at::Tensor down = weights.down.to(at::kDouble).square().sum(0).cpu();
-  const at::Tensor rows = weights.gate_up.to(at::kDouble).square().sum(1).cpu();
+  const at::Tensor down = at::linalg_vector_norm(weights.down, 2, 0, /*keepdim=*/false, at::kDouble).square().cpu();
+  const at::Tensor rows = at::linalg_vector_norm(weights.gate_up, 2, 1, /*keepdim=*/false, at::kDouble).square().cpu();
   const auto width = down.size(0);
   add_to(sums.down_squares.data() + expert * width, down);
   add_to(sums.gate_up_squares.data() + expert * width, rows.slice(0, 0, width));

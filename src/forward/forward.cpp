@@ -242,7 +242,9 @@ std::uint64_t Forward::bytes_per_token(const Model& model, Precision precision) 
 }
 
 std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& options) {
-  std::uint64_t largest = 0;
+  const std::uint64_t held = matrix_element_bytes(options.precision);  // twice while matrices are joined or decoded
+  std::uint64_t layers = 0;
+  std::uint64_t expert = 0;
   for (const auto& layer : model.layer) {
     std::uint64_t bytes = 0;
     for (const auto& range : layer_group(layer)) bytes += 2 * range.size;  // and those of the next layer
@@ -250,14 +252,18 @@ std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& op
       if (!weight || where_of(weight.rule->role) == Where::experts) continue;
       std::uint64_t elements = 1;
       for (const Axis axis : weight.rule->axes) elements *= static_cast<std::uint64_t>(model.length(axis));
-      bytes += 8 * elements;  // as fp32, and once more while matrices are joined
+      bytes += 2 * held * elements;
     }
-    largest = std::max(largest, bytes);
+    layers = std::max(layers, bytes);
+    if (!layer.sparse) continue;
+    std::uint64_t stored = 0;
+    for (const auto& range : expert_group(layer, 0)) stored += range.size;
+    expert = std::max(expert, stored);
   }
-  const auto expert = static_cast<std::uint64_t>(3 * model.expert_width * model.hidden);
+  expert += 2 * held * static_cast<std::uint64_t>(3 * model.expert_width * model.hidden);
   const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
-  // An expert a worker and the next one, each as bytes, dequantised, and as fp32 twice while gate and up are joined.
-  return largest + (threads + 1) * expert * 12 + options.read_ahead_bytes + BlockReader::kBlocks * BlockReader::kBlockBytes;
+  // An expert a worker, and the next one.
+  return layers + (threads + 1) * expert + options.read_ahead_bytes + BlockReader::kBlocks * BlockReader::kBlockBytes;
 }
 
 }  // namespace moetrim

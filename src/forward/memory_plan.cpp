@@ -9,6 +9,7 @@
 #include "forward/cuda_library.h"
 #include "forward/layer_weights.h"
 #include "forward/workplace.h"
+#include "forward/numerics.h"
 #include "moetrim/error.h"
 #include "moetrim/machine.h"
 
@@ -90,8 +91,9 @@ std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int
   return threads * bytes * static_cast<std::uint64_t>(std::max(longest, kTileTokens) * values);
 }
 
-std::uint64_t head_bytes(const Model& model, std::uint64_t rows) {
-  return static_cast<std::uint64_t>(model.vocabulary) * (static_cast<std::uint64_t>(model.hidden) * 8 + rows * 4);
+std::uint64_t head_bytes(const Model& model, const RunOptions& options, std::uint64_t rows) {
+  const std::uint64_t of_row = static_cast<std::uint64_t>(model.hidden) * 2 * matrix_element_bytes(precision_of(options));
+  return static_cast<std::uint64_t>(model.vocabulary) * (of_row + rows * 4);
 }
 
 MemoryPlan plan_memory(const Model& model, const RunOptions& options, std::uint64_t token_bytes, std::uint64_t further_bytes) {

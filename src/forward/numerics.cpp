@@ -21,4 +21,8 @@ Numerics Numerics::choose(Precision precision, const at::Device& device) {
   return {.precision = precision, .bf16_in_fp32 = precision == Precision::bf16 && slow_bf16};
 }
 
+std::uint64_t matrix_element_bytes(Precision precision) {
+  return precision == Precision::fp64 ? 8 : precision == Precision::fp32 ? 4 : 2;
+}
+
 }  // namespace moetrim

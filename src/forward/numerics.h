@@ -23,4 +23,7 @@ struct Numerics {
   at::ScalarType wide() const { return precision == Precision::fp64 ? at::kDouble : at::kFloat; }
 };
 
+/// Of a weight that is multiplied.
+std::uint64_t matrix_element_bytes(Precision precision);
+
 }  // namespace moetrim
