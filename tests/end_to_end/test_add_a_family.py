@@ -60,7 +60,7 @@ def built(tmp_path_factory):
     compiling = [subprocess.Popen(compile_command(like, source, out), cwd=BUILD)
                  for (like, out), source in zip(objects.items(), sources)]
     assert [process.wait() for process in compiling] == [0, 0]
-    for target in ("moetrim", "tests/forward_probe"):
+    for target in ("moetrim", "moetrim-torch", "tests/forward_probe"):
         link(target, objects.values(), folder)
     return folder
 
