@@ -22,6 +22,8 @@ struct LossSums {
   double loss = 0;         ///< nats
   double kl = 0;           ///< sum of KL(reference || this) in nats; 0 without a reference
   std::int64_t agree = 0;  ///< tokens whose most probable next token is the reference's
+
+  void add(const LossSums& other);
 };
 
 struct EvaluateTask {

@@ -44,6 +44,16 @@ CalibrateOptions CalibrateFlags::options(const Session& session) const {
   return options;
 }
 
+std::string add_time(double operations, std::uint64_t read_bytes, const MachineRates& rates, nlohmann::ordered_json& json) {
+  const double seconds = rates.seconds(operations, read_bytes);
+  json["operations"] = operations;
+  json["operations_per_second"] = rates.operations_per_second;
+  json["read_bytes_per_second"] = rates.bytes_per_second;
+  json["seconds"] = seconds;
+  return fmt::format("time     about {:.0f} s, at {:.0f} GFLOP/s and {}/s read\n", seconds, rates.operations_per_second / 1e9,
+                     human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second)));
+}
+
 namespace {
 
 /// What the reverse sweep keeps between the sweeps.
@@ -54,26 +64,21 @@ std::string describe_boundaries(const CalibrateEstimate& e) {
 }
 
 void print_estimate(const Session& session, const CalibrateEstimate& e, const MachineRates& rates) {
-  const double seconds = rates.seconds(e.operations, e.read_bytes);
-  const nlohmann::ordered_json json{{"tokens", e.tokens},
+  nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
                                     {"read_bytes", e.read_bytes},
                                     {"disk_bytes", e.disk_bytes},
                                     {"boundary_bytes", e.boundary_bytes},
-                                    {"boundary_step", e.boundary_step},
-                                    {"operations", e.operations},
-                                    {"operations_per_second", rates.operations_per_second},
-                                    {"read_bytes_per_second", rates.bytes_per_second},
-                                    {"seconds", seconds}};
+                                    {"boundary_step", e.boundary_step}};
+  const std::string time = add_time(e.operations, e.read_bytes, rates, json);
   std::string boundaries;
   if (e.boundary_step > 0) boundaries = "states   " + describe_boundaries(e) + "\n";
   session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {} at most\n"
-                                  "disk     {} at most\n{}time     about {:.0f} s, at {:.0f} GFLOP/s and {}/s read\n",
+                                  "disk     {} at most\n{}{}",
                                   e.tokens, e.groups, e.groups > 1 ? " (hidden states of all tokens do not fit at once)" : "",
                                   human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), human_bytes(e.disk_bytes),
-                                  boundaries, seconds, rates.operations_per_second / 1e9,
-                                  human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
+                                  boundaries, time));
 }
 
 struct Flags : CalibrateFlags {
@@ -90,7 +95,10 @@ void check_output(const Flags& flags) {
 
 CalibrateOptions options_of(const Session& session, const Flags& flags, const RankGroup* ranks) {
   CalibrateOptions options = flags.options(session);
-  if (!flags.slice.empty()) options.share = parse_share(flags.slice);
+  if (!flags.slice.empty()) {
+    const Slice slice = parse_slice(flags.slice);
+    options.share = {.number = slice.number, .count = slice.count};
+  }
   if (ranks == nullptr) return options;
   if (!flags.slice.empty()) throw UsageError("--slice is for processes that do not know of each other; leave it out with torchrun or srun");
   take_share(options, ranks->place());

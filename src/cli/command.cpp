@@ -2,6 +2,8 @@
 
 #include "cli/command.h"
 
+#include <charconv>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -117,6 +119,18 @@ std::vector<std::pair<std::string, double>> ScoreFlags::weights() const {
     out.emplace_back(task.substr(0, equals), weight);
   }
   return out;
+}
+
+Slice parse_slice(const std::string& text) {
+  Slice slice;
+  const char* end = text.data() + text.size();
+  const auto number = std::from_chars(text.data(), end, slice.number);
+  const bool slash = number.ec == std::errc() && number.ptr != end && *number.ptr == '/';
+  const auto count = slash ? std::from_chars(number.ptr + 1, end, slice.count) : number;
+  if (!slash || count.ec != std::errc() || count.ptr != end || slice.number < 1 || slice.number > slice.count) {
+    throw UsageError(fmt::format("--slice {}: expected i/n with i from 1 to n, for example 2/8", text));
+  }
+  return slice;
 }
 
 std::string describe_part(const StatisticsManifest::Part& part) {

@@ -90,6 +90,14 @@ struct ScoreFlags {
   std::vector<std::pair<std::string, double>> weights() const;
 };
 
+/// What --slice says: "2/8" is the second of eight.
+struct Slice {
+  int number = 1;
+  int count = 1;
+};
+/// @throws UsageError
+Slice parse_slice(const std::string& text);
+
 /// "shares 1, 3 of 4 of the demonstrations".
 std::string describe_part(const StatisticsManifest::Part& part);
 

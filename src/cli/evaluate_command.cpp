@@ -44,12 +44,7 @@ std::vector<Task> EvaluateFlags::prompts(const std::filesystem::path& checkpoint
 
 LossSums total(const std::vector<LossSums>& parts) {
   LossSums sum;
-  for (const LossSums& part : parts) {
-    sum.tokens += part.tokens;
-    sum.loss += part.loss;
-    sum.kl += part.kl;
-    sum.agree += part.agree;
-  }
+  for (const LossSums& part : parts) sum.add(part);
   return sum;
 }
 
@@ -176,20 +171,14 @@ std::string table_row(const std::string& name, const nlohmann::ordered_json& jso
 }
 
 void print_estimate(const Session& session, const EvaluateEstimate& e, const MachineRates& rates) {
-  const double seconds = rates.seconds(e.operations, e.read_bytes);
-  const nlohmann::ordered_json json{{"tokens", e.tokens},
+  nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
                                     {"read_bytes", e.read_bytes},
-                                    {"disk_bytes", 0},
-                                    {"operations", e.operations},
-                                    {"operations_per_second", rates.operations_per_second},
-                                    {"read_bytes_per_second", rates.bytes_per_second},
-                                    {"seconds", seconds}};
-  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights\nmemory   {} at most\nread     {} at most\ndisk     none\n"
-                                  "time     about {:.0f} s, at {:.0f} GFLOP/s and {}/s read\n",
-                                  e.tokens, e.groups, human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), seconds,
-                                  rates.operations_per_second / 1e9, human_bytes(static_cast<std::uint64_t>(rates.bytes_per_second))));
+                                    {"disk_bytes", 0}};
+  const std::string time = add_time(e.operations, e.read_bytes, rates, json);
+  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights\nmemory   {} at most\nread     {} at most\ndisk     none\n{}",
+                                  e.tokens, e.groups, human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), time));
 }
 
 void run_evaluate(const Session& session, const Flags& flags, RankGroup* ranks) {

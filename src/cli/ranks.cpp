@@ -3,7 +3,6 @@
 #include "cli/ranks.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
@@ -72,18 +71,6 @@ void take_share(RunOptions& options, const RankPlace& place) {
   if (options.device != "cuda") return;
   const int gpus = visible_gpus();
   options.device = fmt::format("cuda:{}", gpus > 0 ? place.local_rank % gpus : place.local_rank);
-}
-
-DemonstrationShare parse_share(const std::string& text) {
-  DemonstrationShare share;
-  const char* end = text.data() + text.size();
-  const auto number = std::from_chars(text.data(), end, share.number);
-  const bool slash = number.ec == std::errc() && number.ptr != end && *number.ptr == '/';
-  const auto count = slash ? std::from_chars(number.ptr + 1, end, share.count) : number;
-  if (!slash || count.ec != std::errc() || count.ptr != end || share.number < 1 || share.number > share.count) {
-    throw UsageError(fmt::format("--slice {}: expected i/n with i from 1 to n, for example 2/8", text));
-  }
-  return share;
 }
 
 }  // namespace moetrim::cli

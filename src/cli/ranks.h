@@ -23,9 +23,6 @@ void take_share(RunOptions& options, const RankPlace& place);
 /// Whether this process reports the result.
 inline bool reports(const RankGroup* ranks) { return ranks == nullptr || ranks->place().rank == 0; }
 
-/// "2/8": the second of eight. @throws UsageError
-DemonstrationShare parse_share(const std::string& text);
-
 /// calibrate() by all ranks: each measures its share in a folder beside `output`, from which a killed run goes on; rank 0 then
 /// writes `output`. @return the manifest, on rank 0.
 std::optional<StatisticsManifest> calibrate_by_ranks(RankGroup& ranks, const Model& model, const std::vector<Task>& tasks,

@@ -1,7 +1,6 @@
 // moetrim rewrite: a checkpoint and a plan to a new checkpoint, and on request its dequantised twin.
 
 #include <algorithm>
-#include <cstdio>
 #include <optional>
 
 #include <fmt/format.h>
@@ -21,16 +20,6 @@ struct RewriteFlags {
   int writers = 2;
   bool overwrite = false, other = false, dry_run = false;
 };
-
-ShardShare parse_share(const std::string& text) {
-  ShardShare share;
-  int used = 0;
-  if (std::sscanf(text.c_str(), "%6d/%6d%n", &share.number, &share.count, &used) == 2 &&
-      static_cast<std::size_t>(used) == text.size() && share.number >= 1 && share.number <= share.count) {
-    return share;
-  }
-  throw UsageError(fmt::format("--slice {}: expected i/n with i from 1 to n, for example 2/8", text));
-}
 
 /// `also` is that of the twin, where there is one.
 void print_estimate(const Session& session, const ExportEstimate& e, const std::optional<ExportEstimate>& also,
@@ -90,7 +79,10 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   const Model model = describe(checkpoint);
   ExportOptions options{.shard_bytes = parse_bytes(flags.shard_size), .overwrite = flags.overwrite, .writers = flags.writers,
                         .stop = &stop_requested};
-  if (!flags.slice.empty()) options.share = parse_share(flags.slice);
+  if (!flags.slice.empty()) {
+    const Slice slice = parse_slice(flags.slice);
+    options.share = ShardShare{.number = slice.number, .count = slice.count};
+  }
   const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;

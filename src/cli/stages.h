@@ -10,6 +10,10 @@
 #include "moetrim/evaluate.h"
 #include "moetrim/plan.h"
 
+namespace moetrim {
+struct MachineRates;
+}
+
 namespace moetrim::cli {
 
 struct CalibrateFlags {
@@ -59,6 +63,9 @@ struct EvaluateFlags {
   /// The tasks again, cut where the model would start to answer.
   std::vector<Task> prompts(const std::filesystem::path& checkpoint, std::int64_t vocabulary) const;
 };
+
+/// Adds to what --dry-run says what the work and the reading will take. @return the same as a line of text
+std::string add_time(double operations, std::uint64_t read_bytes, const MachineRates& rates, nlohmann::ordered_json& json);
 
 /// Adds the tasks' sums up.
 LossSums total(const std::vector<LossSums>& parts);

@@ -115,12 +115,7 @@ EvaluateTask sum_of_slices(std::span<EvaluateTask> slices) {
   for (EvaluateTask& slice : slices.subspan(1)) {
     const auto to = columns_of(task);
     const auto from = columns_of(slice);
-    for (std::size_t c = 0; c < to.size(); ++c) {
-      to[c]->tokens += from[c]->tokens;
-      to[c]->loss += from[c]->loss;
-      to[c]->kl += from[c]->kl;
-      to[c]->agree += from[c]->agree;
-    }
+    for (std::size_t c = 0; c < to.size(); ++c) to[c]->add(*from[c]);
   }
   return task;
 }
@@ -261,6 +256,13 @@ class Evaluation {
 };
 
 }  // namespace
+
+void LossSums::add(const LossSums& other) {
+  tokens += other.tokens;
+  loss += other.loss;
+  kl += other.kl;
+  agree += other.agree;
+}
 
 EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
                                      std::size_t plans, const Model* against) {

@@ -46,14 +46,14 @@ class BlockedAttention : public torch::autograd::Function<BlockedAttention> {
     visit_blocks(queries, keys, rule, [&](const AttentionBlock& block) {
       const at::Tensor out = block.flat_rows_of(of_out);
       at::Tensor seen_values = block.seen_of(of_values);
-      kernels::multiply(block.shares.t(), out.t(), seen_values, /*add=*/true);
+      kernels::multiply(block.shares.t(), out.t(), seen_values, seen_values);
       at::Tensor scores = at::empty_like(block.shares);
       kernels::multiply(out, block.seen_of(values), scores);
       scores.sub_(block.flat_rows_of(products)).mul_(block.shares).mul_(rule.scale);
       at::Tensor rows = block.rows_of(of_queries);
       rows.copy_(product(scores, block.seen_of(keys).t()).view(rows.sizes()));
       at::Tensor seen_keys = block.seen_of(of_keys);
-      kernels::multiply(scores.t(), block.flat_rows_of(queries).t(), seen_keys, /*add=*/true);
+      kernels::multiply(scores.t(), block.flat_rows_of(queries).t(), seen_keys, seen_keys);
     });
     return {of_queries, of_keys, of_values, at::Tensor()};
   }

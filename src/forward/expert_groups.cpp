@@ -201,31 +201,20 @@ at::Tensor GroupedLayer::multiply(const at::Tensor& x, const at::Tensor& weights
   std::int64_t begin = 0;
   for (std::size_t e = 0; e < ends.size(); begin = ends[e++]) {
     at::Tensor rows = out.narrow(0, begin, ends[e] - begin);
-    const at::Tensor from = x.narrow(0, begin, ends[e] - begin);
-    const at::Tensor weight = weights[static_cast<std::int64_t>(e)].t();
-    if (biases.defined()) {
-      at::addmm_out(rows, biases[static_cast<std::int64_t>(e)], from, weight);
-    } else {
-      at::mm_out(rows, from, weight);
-    }
+    const auto of_expert = [&](const at::Tensor& of_group) {
+      return of_group.defined() ? of_group[static_cast<std::int64_t>(e)] : of_group;
+    };
+    kernels::multiply(x.narrow(0, begin, ends[e] - begin), of_expert(weights), rows, of_expert(biases));
   }
   return out;
 }
 
-void GroupedLayer::store(RoutedLayer& routed) const {
-  const at::Tensor norms = norms_.cpu();
-  const at::Tensor max_abs = max_abs_.cpu();
-  for (std::size_t i = 0; i < rows_.pairs.size(); ++i) {
-    const auto pair = static_cast<std::size_t>(rows_.pairs[i]);
-    routed.norms[pair] = norms.const_data_ptr<float>()[i];
-    routed.max_abs[pair] = max_abs.const_data_ptr<float>()[i];
-  }
-}
+void GroupedLayer::store(RoutedLayer& routed) const { store_statistics(rows_, 0, norms_, max_abs_, routed); }
 
 }  // namespace
 
 GroupLimits plan_groups(const Model& model, const Numerics& numerics, const cuda::Memory& memory, bool multiplies_groups) {
-  const auto element = static_cast<std::uint64_t>(numerics.precision == Precision::bf16 ? 2 : 4);
+  const std::uint64_t element = matrix_element_bytes(numerics.precision);
   const auto hidden = static_cast<std::uint64_t>(model.hidden);
   const auto width = static_cast<std::uint64_t>(model.expert_width);
   const std::uint64_t expert_bytes = 3 * hidden * width * element;

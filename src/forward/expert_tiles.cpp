@@ -34,6 +34,17 @@ ExpertRows ExpertRows::group(const RoutedLayer& routed) {
   return rows;
 }
 
+void store_statistics(const ExpertRows& rows, std::int64_t begin, const at::Tensor& norms, const at::Tensor& max_abs,
+                      RoutedLayer& routed) {
+  const at::Tensor n = norms.cpu();
+  const at::Tensor m = max_abs.cpu();
+  for (std::int64_t i = 0; i < n.size(0); ++i) {
+    const auto pair = static_cast<std::size_t>(rows.pairs[static_cast<std::size_t>(begin + i)]);
+    routed.norms[pair] = n.const_data_ptr<float>()[i];
+    routed.max_abs[pair] = m.const_data_ptr<float>()[i];
+  }
+}
+
 const ExpertWeights& LazyExpert::weights() {
   std::call_once(once_, [this] {
     weights_ = load_();

@@ -26,6 +26,10 @@ struct ExpertRows {
   static ExpertRows group(const RoutedLayer& routed);
 };
 
+/// Norms and largest magnitudes of the outputs of pairs from `begin` on, to where the record has them. norms, max_abs [n] f32.
+void store_statistics(const ExpertRows& rows, std::int64_t begin, const at::Tensor& norms, const at::Tensor& max_abs,
+                      RoutedLayer& routed);
+
 /// Makes an expert's weights of bytes that are there: conversion and dequantisation, worth a thread of its own.
 using ExpertLoader = std::function<ExpertWeights()>;
 

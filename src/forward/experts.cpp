@@ -13,17 +13,6 @@ namespace moetrim {
 
 namespace {
 
-void store_statistics(const ExpertRows& rows, const TileTask& task, const at::Tensor& norms, const at::Tensor& max_abs,
-                      RoutedLayer& routed) {
-  const at::Tensor n = norms.cpu();
-  const at::Tensor m = max_abs.cpu();
-  for (std::int64_t i = 0; i < task.end - task.begin; ++i) {
-    const auto pair = static_cast<std::size_t>(rows.pairs[static_cast<std::size_t>(task.begin + i)]);
-    routed.norms[pair] = n.const_data_ptr<float>()[i];
-    routed.max_abs[pair] = m.const_data_ptr<float>()[i];
-  }
-}
-
 /// Switches atomic experts off: rows of tokens with the same mask lie together.
 void mask_atoms(const TileTask& task, const ExpertRows& rows, int experts_per_token, const MaskOfToken& mask,
                 at::Tensor& activated) {
@@ -76,7 +65,7 @@ void run_experts(const TileContext& context, const FetchExpert& fetch, const at:
         if (!turn.wait(task->number)) return;
         kernels::scatter_rows(context.numerics, out, tile.tokens, tile.gates, sum, norms, max_abs);
         turn.pass();
-        store_statistics(rows, *task, norms, max_abs, routed);
+        store_statistics(rows, task->begin, norms, max_abs, routed);
       }
     } catch (...) {
       turn.abandon();

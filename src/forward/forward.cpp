@@ -250,9 +250,7 @@ std::uint64_t Forward::weight_bytes(const Model& model, const ForwardOptions& op
     for (const auto& range : layer_group(layer)) bytes += 2 * range.size;  // and those of the next layer
     for (const Weight& weight : layer.by_role) {
       if (!weight || where_of(weight.rule->role) == Where::experts) continue;
-      std::uint64_t elements = 1;
-      for (const Axis axis : weight.rule->axes) elements *= static_cast<std::uint64_t>(model.length(axis));
-      bytes += 2 * held * elements;
+      bytes += 2 * held * static_cast<std::uint64_t>(element_count(model, weight));
     }
     layers = std::max(layers, bytes);
     if (!layer.sparse) continue;

@@ -36,20 +36,14 @@ const cuda::Kernels* on_cuda(const at::Tensor& x) {
   return x.is_cuda() && x.scalar_type() != at::kDouble ? &cuda::library().kernels : nullptr;
 }
 
-NormArguments arguments(const Norm& norm) {
-  return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
-          .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
-          .epsilon = static_cast<float>(norm.epsilon),
-          .weight_in_fp32 = norm.kind != NormKind::rms};
-}
-
 }  // namespace
 
-void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, bool add) {
+void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, const at::Tensor& added) {
   if (!x.is_cpu() || x.scalar_type() != at::kFloat) {
-    add ? at::addmm_out(out, out, x, weight.t()) : at::mm_out(out, x, weight.t());
+    added.defined() ? at::addmm_out(out, added, x, weight.t()) : at::mm_out(out, x, weight.t());
     return;
   }
+  if (added.defined() && !added.is_same(out)) out.copy_(added.expand(out.sizes()));
   const bool rows_of_x = x.stride(1) == 1 || x.size(1) == 1;
   const bool as_stored = weight.stride(1) == 1 || weight.size(1) == 1;
   const bool columns_of_weight = weight.stride(0) == 1 || weight.size(0) == 1;
@@ -64,7 +58,7 @@ void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, bo
                                    .transposed = transposed,
                                    .out = out.mutable_data_ptr<float>(),
                                    .out_stride = out.stride(0),
-                                   .add = add,
+                                   .add = added.defined(),
                                    .rows = a.size(0),
                                    .columns = b.size(0),
                                    .depth = a.size(1)};

@@ -11,6 +11,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "forward/norm_arguments.h"
 #include "forward/numerics.h"
 
 namespace moetrim {
@@ -24,9 +25,17 @@ struct Norm {
 
 namespace kernels {
 
-/// out = x weight^T, or out += x weight^T.  x [n, K], weight [N, K] or a transposed view, out [n, N]. On the CPU fp32 values may meet
-/// weights in bf16, and a row of the result has the same bits whatever other rows x has.
-void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, bool add = false);
+/// The same with plain pointers, which must not outlive it.
+inline NormArguments arguments(const Norm& norm) {
+  return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
+          .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
+          .epsilon = static_cast<float>(norm.epsilon),
+          .weight_in_fp32 = norm.kind != NormKind::rms};
+}
+
+/// out = x weight^T + added.  x [n, K], weight [N, K] or a transposed view, out [n, N]; added is a bias [N], out itself, or nothing.
+/// On the CPU fp32 values may meet weights in bf16, and a row of the result has the same bits whatever other rows x has.
+void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, const at::Tensor& added = {});
 
 /// out = weight * x / rms(x), rounded as the kind says: before and after the weight, or only after it.
 /// x [n, H] stored, out [n, H] tile.

@@ -6,14 +6,9 @@
 #include <immintrin.h>
 #endif
 
-namespace moetrim::kernels {
+#include "forward/norm_arguments.h"
 
-struct NormArguments {
-  const float* weight = nullptr;  ///< null: ones
-  const float* bias = nullptr;    ///< not null: mean and variance instead of the mean square
-  float epsilon = 0;
-  bool weight_in_fp32 = false;    ///< no rounding before the weight
-};
+namespace moetrim::kernels {
 
 /// out [rows, columns] = or += x [rows, depth] times weight [columns, depth] transposed; elements of a row lie side by side, but
 /// where `transposed` the weight lies as [depth, columns].

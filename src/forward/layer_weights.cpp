@@ -171,6 +171,12 @@ WeightGroup layer_group(const LayerTensors& layer) {
   return group;
 }
 
+std::int64_t element_count(const Model& model, const Weight& weight) {
+  std::int64_t elements = 1;
+  for (const Axis axis : weight.rule->axes) elements *= model.length(axis);
+  return elements;
+}
+
 constexpr std::array kFusedRoles{fused_gate_up, fused_gate_up_bias, fused_down, fused_down_bias};
 
 WeightGroup expert_group(const LayerTensors& layer, int expert) {

@@ -76,6 +76,9 @@ LayerWeights load_layer(const Model& model, const LayerTensors& layer, const Wei
 /// @param queued  on a device: do not wait for the copy; the caller keeps `bytes` until the device has come so far
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,
                           const Numerics& numerics, const at::Device& device, bool queued = false);
+/// Elements of a weight that is no expert's, whatever it is packed in.
+std::int64_t element_count(const Model& model, const Weight& weight);
+
 struct Conversion;
 /// The same, with the conversion given.
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,

@@ -11,8 +11,7 @@ namespace moetrim {
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, at::Tensor& out) {
   grow(out, x.size(0), weight.size(0), x.scalar_type(), x.device());
   at::Tensor rows = out.narrow(0, 0, x.size(0));
-  if (bias.defined()) rows.copy_(bias.expand(rows.sizes()));
-  kernels::multiply(x, weight, rows, /*add=*/bias.defined());
+  kernels::multiply(x, weight, rows, bias);
   return rows;
 }
 

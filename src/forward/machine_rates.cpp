@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
 
+#include "forward/layer_weights.h"
 #include "forward/linear.h"
 #include "forward/memory_plan.h"
 #include "forward/workplace.h"
@@ -57,12 +58,6 @@ double measure_reading(const Checkpoint& checkpoint, PageCache cache) {
   return static_cast<double>(reader.bytes_read()) / seconds_since(begin);
 }
 
-double elements_of(const Model& model, const Weight& weight) {
-  double elements = 1;
-  for (const Axis axis : weight.rule->axes) elements *= static_cast<double>(model.length(axis));
-  return elements;
-}
-
 }  // namespace
 
 double Forward::operations(const Model& model, std::span<const std::int64_t> lengths) {
@@ -78,7 +73,7 @@ double Forward::operations(const Model& model, std::span<const std::int64_t> len
     double active = 0;  // elements of matrices that a token is multiplied with
     for (const Weight& weight : layer.by_role) {
       const bool for_all = weight && where_of(weight.rule->role) != Where::experts;
-      if (for_all && weight.rule->axes.size() == 2) active += elements_of(model, weight);
+      if (for_all && weight.rule->axes.size() == 2) active += static_cast<double>(element_count(model, weight));
     }
     if (layer.sparse) active += 3.0 * static_cast<double>(model.experts_per_token * model.expert_width * model.hidden);
     sum += 2 * active * tokens;

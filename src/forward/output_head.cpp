@@ -47,8 +47,7 @@ HeadWeights load_head(const Model& model, const Numerics& numerics, const at::De
 
 void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
                            at::Tensor& out) {
-  if (head.bias.defined()) out.copy_(head.bias.expand(out.sizes()));
-  kernels::multiply(normed, head.head, out, /*add=*/head.bias.defined());
+  kernels::multiply(normed, head.head, out, head.bias);
   kernels::round_product(numerics, out);
   if (model.logit_scale == 1.0) return;
   out.mul_(model.logit_scale);

@@ -238,6 +238,46 @@ void check_dequantise(cuda::Dequantise dequantise, const at::Device& device) {
 
 }  // namespace
 
+TEST_CASE("The matrix product equals LibTorch's, with weights as they lie", "[forward][kernels]") {
+  at::manual_seed(5);
+  const std::int64_t rows = GENERATE(1, 5, 12, 600);
+  const std::int64_t depth = GENERATE(1, 20, 700);
+  const std::int64_t columns = GENERATE(3, 32, 75);
+  const at::ScalarType type = GENERATE(at::kFloat, at::kBFloat16);
+  const bool transposed = GENERATE(false, true);
+  CAPTURE(rows, depth, columns, transposed);
+  const auto x = at::randn({rows, depth + 3}).narrow(1, 2, depth);
+  const auto stored = at::randn(transposed ? at::IntArrayRef{depth, columns + 5} : at::IntArrayRef{columns, depth + 5}).to(type);
+  const auto weight = transposed ? stored.narrow(1, 4, columns).t() : stored.narrow(1, 4, depth);
+  const auto bias = at::randn({columns});
+  const auto expected = at::mm(x.to(at::kDouble), weight.t().to(at::kDouble));
+  auto whole = at::full({rows, columns + 2}, 7.0F);
+  auto out = whole.narrow(1, 1, columns);
+  kernels::multiply(x, weight, out);
+  CHECK(at::allclose(out.to(at::kDouble), expected, 1e-5, 1e-4));
+  kernels::multiply(x, weight, out, out);
+  CHECK(at::allclose(out.to(at::kDouble), 2 * expected, 1e-5, 2e-4));
+  kernels::multiply(x, weight, out, bias);
+  CHECK(at::allclose(out.to(at::kDouble), expected + bias, 1e-5, 1e-4));
+  CHECK(at::equal(whole.select(1, 0), at::full({rows}, 7.0F)));
+  CHECK(at::equal(whole.select(1, columns + 1), at::full({rows}, 7.0F)));
+}
+
+TEST_CASE("A row of a product has the same bits whatever rows stand beside it", "[forward][kernels]") {
+  at::manual_seed(6);
+  const auto x = at::randn({1100, 600});
+  const auto weight = at::randn({50, 600}).to(at::kBFloat16);
+  auto all = at::empty({1100, 50});
+  kernels::multiply(x, weight, all);
+  for (const std::int64_t count : {1, 2, 7, 515, 517}) {
+    for (const std::int64_t first : {0, 1, 100, 516}) {
+      auto some = at::empty({count, 50});
+      kernels::multiply(x.narrow(0, first, count), weight, some);
+      CHECK(at::equal(some, all.narrow(0, first, count)));
+    }
+  }
+}
+
 TEST_CASE("CPU loops equal the LibTorch form", "[forward][kernels]") {
   at::manual_seed(3);
   check_kernels({&kLoops, at::kCPU}, GENERATE(kFp32, kBf16InFp32, kBf16), 45);  // not a multiple of any vector length

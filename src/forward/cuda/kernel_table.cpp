@@ -23,16 +23,9 @@ Element check_rows(const at::Tensor& first, const Tensors&... others) {
   return element_of(first);
 }
 
-RowNorm row_norm(const Norm& norm) {
-  return {.weight = norm.weight.defined() ? norm.weight.const_data_ptr<float>() : nullptr,
-          .bias = norm.bias.defined() ? norm.bias.const_data_ptr<float>() : nullptr,
-          .epsilon = static_cast<float>(norm.epsilon),
-          .weight_in_fp32 = norm.kind != NormKind::rms};
-}
-
 void norm_tensor(const Numerics&, const at::Tensor& x, const Norm& norm, at::Tensor& out) {
   TORCH_CHECK(x.stride(1) == 1 && out.stride(1) == 1 && x.scalar_type() == out.scalar_type(), "norm: rows of one type");
-  norm_rows(element_of(x), x.const_data_ptr(), x.stride(0), row_norm(norm), x.size(0), x.size(1), out.mutable_data_ptr(),
+  norm_rows(element_of(x), x.const_data_ptr(), x.stride(0), kernels::arguments(norm), x.size(0), x.size(1), out.mutable_data_ptr(),
             out.stride(0), stream_of(x));
   check_launch();
 }
@@ -78,9 +71,9 @@ void rotate_rows_of(const Numerics& numerics, at::Tensor& qkv, const kernels::He
   steps.clip = static_cast<float>(layout.clip);
   steps.norm_before = layout.norm == QueryKeyNorm::per_head;
   steps.norm_after = layout.norm == QueryKeyNorm::per_head_after_rope || layout.norm == QueryKeyNorm::unit_after_rope;
-  steps.norm = row_norm(layout.query_norm);
+  steps.norm = kernels::arguments(layout.query_norm);
   turn_heads(qkv, layout, 0, layout.heads, steps);
-  steps.norm = row_norm(layout.key_norm);
+  steps.norm = kernels::arguments(layout.key_norm);
   turn_heads(qkv, layout, layout.heads, layout.key_value_heads, steps);
   turn_heads(qkv, layout, layout.heads + layout.key_value_heads, layout.key_value_heads, {.clip = steps.clip, .norm = {}});
 }

@@ -6,18 +6,14 @@
 #include <cstdint>
 
 #include "forward/cuda/types.h"
+#include "forward/norm_arguments.h"
 
 namespace moetrim::cuda {
 
-struct RowNorm {
-  const float* weight = nullptr;  ///< null: ones
-  const float* bias = nullptr;    ///< not null: mean and variance instead of the mean square
-  float epsilon = 0;
-  bool weight_in_fp32 = false;    ///< no rounding before the weight
-};
+using kernels::NormArguments;
 
 /// x and out may be the same.
-void norm_rows(Element element, const void* x, std::int64_t x_stride, RowNorm norm, std::int64_t rows, std::int64_t width,
+void norm_rows(Element element, const void* x, std::int64_t x_stride, NormArguments norm, std::int64_t rows, std::int64_t width,
                void* out, std::int64_t out_stride, Stream stream);
 
 /// Heads of a product, worked on in place: element (token, head, i) is at token * token_stride + head * head_stride + i.
@@ -30,7 +26,7 @@ struct Heads {
 struct HeadSteps {
   float clip = 0;                   ///< 0: no clamp
   bool norm_before = false, norm_after = false;
-  RowNorm norm;                     ///< over a head; no bias
+  NormArguments norm;                     ///< over a head; no bias
   const float* cosine = nullptr;    ///< [tokens, half]; null: no rotation
   const float* sine = nullptr;
   std::int64_t half = 0;

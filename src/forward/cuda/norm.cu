@@ -7,7 +7,7 @@ namespace moetrim::cuda {
 namespace {
 
 template <class E, int V>
-__global__ void normalise(const E* x, std::int64_t x_stride, RowNorm norm, std::int64_t width, E* out, std::int64_t out_stride) {
+__global__ void normalise(const E* x, std::int64_t x_stride, NormArguments norm, std::int64_t width, E* out, std::int64_t out_stride) {
   const E* from = x + static_cast<std::int64_t>(blockIdx.x) * x_stride;
   E* to = out + static_cast<std::int64_t>(blockIdx.x) * out_stride;
   const std::int64_t first = static_cast<std::int64_t>(threadIdx.x) * V;
@@ -44,7 +44,7 @@ __global__ void normalise(const E* x, std::int64_t x_stride, RowNorm norm, std::
 
 }  // namespace
 
-void norm_rows(Element element, const void* x, std::int64_t x_stride, RowNorm norm, std::int64_t rows, std::int64_t width,
+void norm_rows(Element element, const void* x, std::int64_t x_stride, NormArguments norm, std::int64_t rows, std::int64_t width,
                void* out, std::int64_t out_stride, Stream stream) {
   if (rows == 0 || width == 0) return;
   with_element(element, [&](auto e) {

@@ -9,7 +9,7 @@ namespace {
 constexpr int kHeadsPerBlock = 4;
 
 template <class E>
-__device__ void normalise(float* head, const RowNorm& norm, std::int64_t width, int lane) {
+__device__ void normalise(float* head, const NormArguments& norm, std::int64_t width, int lane) {
   float squares = 0;
   for (std::int64_t i = lane; i < width; i += 32) squares += head[i] * head[i];
   const float scale = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(width) + norm.epsilon);
