@@ -185,11 +185,33 @@ struct StatisticsManifest {
     std::vector<Whole> whole;
   };
   std::optional<Part> part;    ///< none: a whole run
+  /// What is there of the statistics on request, see ExpertVectors.
+  struct Vectors {
+    /// A text whose tokens are counted apart.
+    struct Marker {
+      std::string text;
+      std::vector<std::vector<std::int32_t>> spellings;  ///< token ids, as the text is written and behind a space
+
+      bool operator==(const Marker&) const = default;
+    };
+    int width = 0;                  ///< F, the inputs of down_proj
+    int hidden = 0;                 ///< H
+    std::vector<Marker> markers;
+    bool all_experts = false;       ///< every expert was run on every counted token, or on some of them:
+    std::int64_t all_experts_tokens = 0;  ///< the first so many of every demonstration; 0: all
+    int activation_samples = 0;     ///< tokens whose activations were kept, at most; 0: none
+    bool quantisation = false;      ///< experts were also run with quantised weights
+
+    bool operator==(const Vectors&) const = default;
+  };
+  std::optional<Vectors> vectors;   ///< none: they were not asked for
   /// Further options that change what the numbers mean, for the reader. Parts are merged only when these are equal, so
   /// devices, paths and memory limits do not belong here.
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();
   std::string tool_version;
 };
+
+struct ExpertVectors;
 
 /// Statistics of a whole run: `NAME.stats/manifest.json` and one safetensors file per MoE layer.
 struct Statistics {
@@ -210,7 +232,8 @@ struct Statistics {
 StatisticsManifest read_statistics_manifest(const std::filesystem::path& folder);
 
 /// Writes `folder` beside its place and renames it when it is whole.
-/// @throws InvalidInput when `folder` exists already, or manifest and layers do not fit together.
+/// @throws InvalidInput when `folder` exists already, manifest and layers do not fit together, or the manifest announces
+///         vectors, which are written layer by layer.
 void write_statistics(const std::filesystem::path& folder, const Statistics& statistics);
 
 /// How statistics are added: shares of one run to the whole, or several runs on the same checkpoint with the same settings.
@@ -231,6 +254,7 @@ class StatisticsMerge {
   /// @param read  gives that layer of a part; called once for each.
   LayerStatistics layer(const std::function<LayerStatistics(std::size_t part)>& read) const;
   AtomStatistics atoms(const std::function<AtomStatistics(std::size_t part)>& read) const;
+  ExpertVectors vectors(const std::function<ExpertVectors(std::size_t part)>& read) const;
 
  private:
   void place_runs();
@@ -243,13 +267,14 @@ class StatisticsMerge {
   StatisticsManifest manifest_;
 };
 
-/// Adds statistics in memory. @throws InvalidInput as StatisticsMerge does.
+/// Adds statistics in memory, without those on request. @throws InvalidInput as StatisticsMerge does.
 Statistics merge_statistics(std::span<const Statistics> parts);
 
 /// Where a layer of a part is read from.
 struct PartReader {
   std::function<LayerStatistics(std::size_t part, int layer)> layer;
   std::function<AtomStatistics(std::size_t part, int layer)> atoms;   ///< of the layer just read
+  std::function<ExpertVectors(std::size_t part, int layer)> vectors;  ///< the same
 };
 
 /// Reads from folders, and checks every file against its folder's manifest.

@@ -7,6 +7,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/distributed.h"
 #include "moetrim/error.h"
+#include "moetrim/vectors.h"
 
 namespace moetrim {
 
@@ -21,15 +22,19 @@ std::string file_bytes(const fs::path& file) {
   return bytes;
 }
 
-/// The parts' manifests by rank; empty on other ranks than 0.
-StatisticsMerge merge_of(const std::vector<std::string>& manifests) {
+/// The parts' manifests by rank; none on other ranks than 0.
+std::vector<StatisticsManifest> parsed(const std::vector<std::string>& manifests) {
   std::vector<StatisticsManifest> parts;
-  std::vector<std::string> names;
   for (const std::string& manifest : manifests) {
-    names.push_back(fmt::format("rank {}", names.size()));
-    parts.push_back(manifest_from_json(nlohmann::ordered_json::parse(manifest), "manifest of " + names.back()));
+    parts.push_back(manifest_from_json(nlohmann::ordered_json::parse(manifest), fmt::format("manifest of rank {}", parts.size())));
   }
-  return StatisticsMerge(std::move(parts), std::move(names));
+  return parts;
+}
+
+StatisticsMerge merge_of(const std::vector<StatisticsManifest>& parts) {
+  std::vector<std::string> names;
+  for (std::size_t rank = 0; rank < parts.size(); ++rank) names.push_back(fmt::format("rank {}", rank));
+  return StatisticsMerge(parts, std::move(names));
 }
 
 /// Gives a layer file of a rank as that rank sends it: through a file, so that it is checked like any other.
@@ -58,7 +63,7 @@ class Receiver {
 
 void check_same_run(RankGroup& ranks, const StatisticsManifest& manifest) {
   const auto manifests = ranks.gather(manifest_to_json(manifest).dump());
-  if (ranks.place().rank == 0) merge_of(manifests);
+  if (ranks.place().rank == 0) merge_of(parsed(manifests));
   ranks.meet();
 }
 
@@ -69,15 +74,18 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
     fs::path received = part;
     received += ".received";
     Receiver receiver(ranks, part, received);
+    const auto parts = parsed(manifests);
     write_merged_statistics(
-        output, merge_of(manifests),
+        output, merge_of(parts),
         {.layer = [&](std::size_t rank, int layer) { return read_layer_statistics(receiver.file(rank, layer_file_name(layer))); },
-         .atoms = [&](std::size_t rank, int layer) { return read_atom_statistics(receiver.file(rank, atom_file_name(layer))); }});
+         .atoms = [&](std::size_t rank, int layer) { return read_atom_statistics(receiver.file(rank, atom_file_name(layer))); },
+         .vectors = [&](std::size_t rank, int layer) { return read_vectors_file(receiver.file(rank, vector_file_name(layer)), parts[rank]); }});
   } else {
     // In the order in which rank 0 asks.
     for (const int layer : own.moe_layers) {
       ranks.send(0, file_bytes(part / layer_file_name(layer)));
       if (own.expert_width > 0) ranks.send(0, file_bytes(part / atom_file_name(layer)));
+      if (own.vectors) ranks.send(0, file_bytes(part / vector_file_name(layer)));
     }
   }
   ranks.meet();

@@ -2,6 +2,7 @@
 #include "moetrim/statistics.h"
 
 #include <algorithm>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -120,6 +121,58 @@ StatisticsManifest::Part part_from_json(JsonFields fields, const std::filesystem
   return part;
 }
 
+nlohmann::ordered_json vectors_to_json(const StatisticsManifest::Vectors& vectors) {
+  nlohmann::ordered_json json{{"width", vectors.width}, {"hidden", vectors.hidden}};
+  for (const auto& marker : vectors.markers) json["markers"].push_back({{"text", marker.text}, {"spellings", marker.spellings}});
+  if (vectors.all_experts) {
+    json["all_experts"] = {{"tokens", vectors.all_experts_tokens}, {"activation_samples", vectors.activation_samples}};
+  }
+  json["quantisation"] = vectors.quantisation;
+  return json;
+}
+
+StatisticsManifest::Vectors::Marker marker_from_json(JsonFields fields) {
+  StatisticsManifest::Vectors::Marker marker{.text = fields.text("text"), .spellings = {}};
+  for (const auto& item : fields.array("spellings")) {
+    const std::string where = fmt::format("spellings[{}]", marker.spellings.size());
+    auto& spelling = marker.spellings.emplace_back();
+    if (!item.is_array() || item.empty()) fields.fail(where, "expected an array of token ids");
+    for (const auto& id : item) {
+      const bool fits = id.is_number_integer() && id >= 0 && id <= std::numeric_limits<std::int32_t>::max();
+      if (!fits) fields.fail(where, "expected token ids, got " + id.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+      spelling.push_back(id.get<std::int32_t>());
+    }
+  }
+  fields.finish();
+  return marker;
+}
+
+StatisticsManifest::Vectors vectors_from_json(JsonFields fields, const std::filesystem::path& file,
+                                              const StatisticsManifest::Sizes& sizes) {
+  StatisticsManifest::Vectors vectors;
+  vectors.width = fields.whole("width", 1);
+  vectors.hidden = fields.whole("hidden", 1);
+  if (sizes.width > 0 && (vectors.width != sizes.width || vectors.hidden != sizes.hidden)) {
+    fields.fail("width", fmt::format("expected width {} and hidden {} as in sizes, got {} and {}", sizes.width, sizes.hidden,
+                                     vectors.width, vectors.hidden));
+  }
+  if (fields.has("markers")) {
+    for (const auto& item : fields.array("markers")) {
+      vectors.markers.push_back(marker_from_json(JsonFields(item, file, fmt::format("vectors.markers[{}]", vectors.markers.size()))));
+    }
+  }
+  if (fields.has("all_experts")) {
+    JsonFields all(fields.object("all_experts"), file, "vectors.all_experts");
+    vectors.all_experts = true;
+    vectors.all_experts_tokens = all.integer("tokens", 0, kMostTokens);
+    vectors.activation_samples = all.whole("activation_samples", 0);
+    all.finish();
+  }
+  vectors.quantisation = fields.flag("quantisation");
+  fields.finish();
+  return vectors;
+}
+
 /// Files of routers without groups, and those from before groups were known, have no such field.
 RouterGroups groups_from_json(JsonFields& fields, const std::filesystem::path& file, const StatisticsManifest& manifest) {
   if (!fields.has("groups")) return {};
@@ -162,6 +215,7 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
   if (manifest.groups != RouterGroups{}) json["groups"] = router_groups_to_json(manifest.groups);
   if (manifest.expert_width > 0) json["expert_width"] = manifest.expert_width;
   if (manifest.sizes != StatisticsManifest::Sizes{}) json["sizes"] = sizes_to_json(manifest.sizes);
+  if (manifest.vectors) json["vectors"] = vectors_to_json(*manifest.vectors);
   if (manifest.part) json["part"] = part_to_json(*manifest.part);
   manifest_from_json(json, "manifest to be written");
   return json;
@@ -193,6 +247,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   read_sizes(fields, file, manifest);
   manifest.tasks = tasks_from_json(fields, file, manifest.expert_width > 0);
   if (fields.has("part")) manifest.part = part_from_json(JsonFields(fields.object("part"), file, "part"), file, manifest);
+  if (fields.has("vectors")) manifest.vectors = vectors_from_json(JsonFields(fields.object("vectors"), file, "vectors"), file, manifest.sizes);
   manifest.settings = fields.object("settings");
   fields.finish();
   return manifest;

@@ -9,6 +9,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
+#include "moetrim/vectors.h"
 #include "statistics/check.h"
 
 namespace moetrim {
@@ -191,6 +192,19 @@ AtomStatistics StatisticsMerge::atoms(const std::function<AtomStatistics(std::si
   });
 }
 
+ExpertVectors StatisticsMerge::vectors(const std::function<ExpertVectors(std::size_t part)>& read) const {
+  const int tasks = static_cast<int>(manifest_.tasks.size());
+  return fold<ExpertVectors>(parts_.size(), [&](std::size_t i) {
+    ExpertVectors part = read(order_[i]);
+    ExpertVectors out(part.layer, tasks, part.experts, *manifest_.vectors);
+    out.weight_max = part.weight_max;
+    const auto& places = places_[order_[i]];
+    for (std::size_t task = 0; task < places.size(); ++task) out.add_task(places[task], part, static_cast<int>(task));
+    out.add_samples(part);
+    return out;
+  });
+}
+
 Statistics merge_statistics(std::span<const Statistics> parts) {
   std::vector<StatisticsManifest> manifests;
   std::vector<std::string> names;
@@ -201,6 +215,7 @@ Statistics merge_statistics(std::span<const Statistics> parts) {
   }
   const StatisticsMerge merge(std::move(manifests), std::move(names));
   Statistics sum{.manifest = merge.manifest(), .layers = {}};
+  sum.manifest.vectors.reset();
   for (std::size_t l = 0; l < parts.front().layers.size(); ++l) {
     sum.layers.push_back(merge.layer([&](std::size_t part) { return parts[part].layers[l]; }));
   }

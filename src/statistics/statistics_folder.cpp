@@ -12,6 +12,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
+#include "moetrim/vectors.h"
 #include "statistics/check.h"
 
 namespace moetrim {
@@ -27,6 +28,7 @@ std::set<std::string> file_names(const StatisticsManifest& manifest) {
   for (const int layer : manifest.moe_layers) {
     names.insert(layer_file_name(layer));
     if (manifest.expert_width > 0) names.insert(atom_file_name(layer));
+    if (manifest.vectors) names.insert(vector_file_name(layer));
   }
   return names;
 }
@@ -38,11 +40,11 @@ void check_files(const fs::path& folder, const StatisticsManifest& manifest) {
   std::set<std::string> found;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("layer-") || name.starts_with("atoms-")) found.insert(name);
+    if (name.starts_with("layer-") || name.starts_with("atoms-") || name.starts_with("vectors-")) found.insert(name);
   }
   for (const std::string& name : found) {
     if (expected.contains(name)) continue;
-    const char* what = name.starts_with("atoms-") ? "second-order statistics" : "layer";
+    const char* what = name.starts_with("atoms-") ? "second-order statistics" : name.starts_with("vectors-") ? "vectors" : "layer";
     throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
                                    (folder / name).string(), what));
   }
@@ -131,6 +133,9 @@ int Statistics::task(std::string_view name) const {
 
 void write_statistics(const fs::path& folder, const Statistics& statistics) {
   check_statistics(statistics, "statistics for " + folder.string());
+  if (statistics.manifest.vectors) {
+    throw InvalidInput(fmt::format("statistics for {}: the manifest announces vectors, which are not held in memory", folder.string()));
+  }
   write_folder(folder, statistics.manifest, [&](const fs::path& staging) {
     for (const auto& layer : statistics.layers) write_layer_statistics(staging / layer_file_name(layer.layer), layer);
     for (const auto& atoms : statistics.atoms) write_atom_statistics(staging / atom_file_name(atoms.layer), atoms);
@@ -160,7 +165,8 @@ PartReader read_parts(const std::vector<fs::path>& folders) {
                 AtomStatistics atoms = read_atom_statistics(file);
                 check_atoms(manifests[part], index_of(manifests[part], id), atoms, file.string());
                 return atoms;
-              }};
+              },
+          .vectors = [=](std::size_t part, int id) { return read_vectors(folders[part], manifests[part], id); }};
 }
 
 void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merge, const PartReader& read) {
@@ -171,10 +177,14 @@ void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merg
       const auto layer = merge.layer([&](std::size_t part) { return read.layer(part, id); });
       check_layer(manifest, i, layer, "sum for " + folder.string());
       write_layer_statistics(staging / layer_file_name(id), layer);
-      if (manifest.expert_width == 0) continue;
-      const auto atoms = merge.atoms([&](std::size_t part) { return read.atoms(part, id); });
-      check_atoms(manifest, i, atoms, "sum for " + folder.string());
-      write_atom_statistics(staging / atom_file_name(id), atoms);
+      if (manifest.expert_width > 0) {
+        const auto atoms = merge.atoms([&](std::size_t part) { return read.atoms(part, id); });
+        check_atoms(manifest, i, atoms, "sum for " + folder.string());
+        write_atom_statistics(staging / atom_file_name(id), atoms);
+      }
+      if (!manifest.vectors) continue;
+      const auto vectors = merge.vectors([&](std::size_t part) { return read.vectors(part, id); });
+      write_vectors_file(staging / vector_file_name(id), vectors);
     }
   });
 }

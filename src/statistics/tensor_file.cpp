@@ -21,10 +21,11 @@ static_assert(std::endian::native == std::endian::little, "safetensors data is l
 constexpr const char* kFormatKey = "moetrim_format";
 constexpr const char* kLayerKey = "moetrim_layer";
 
-void read_field(const SafetensorsFile& file, const StatisticsField& field) {
-  file.read(*file.find(field.spec.name), 0, std::as_writable_bytes(field.values));
-  for (std::size_t i = 0; i < field.values.size(); ++i) {
-    const double value = field.values[i];
+template <class Value>
+void read_values(const SafetensorsFile& file, const StatisticsField& field, std::span<Value> values) {
+  file.read(*file.find(field.spec.name), 0, std::as_writable_bytes(values));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double value = values[i];
     if (!std::isfinite(value) || (value < 0 && !field.can_be_negative)) {
       fail(file, fmt::format("tensor {}, element {}: expected a finite number{}, got {}", field.spec.name, i,
                              field.can_be_negative ? "" : " that is not negative", value));
@@ -70,8 +71,8 @@ void check_fields(const SafetensorsFile& file, const std::vector<StatisticsField
   for (const auto& field : fields) {
     const Tensor* tensor = file.find(field.spec.name);
     if (!tensor) fail(file, fmt::format("tensor {} is missing", field.spec.name));
-    if (tensor->dtype != Dtype::f64) {
-      fail(file, fmt::format("tensor {}: expected F64, got {}", field.spec.name, dtype_name(tensor->dtype)));
+    if (tensor->dtype != field.spec.dtype) {
+      fail(file, fmt::format("tensor {}: expected {}, got {}", field.spec.name, dtype_name(field.spec.dtype), dtype_name(tensor->dtype)));
     }
     if (tensor->shape != field.spec.shape) {
       fail(file, fmt::format("tensor {}: expected shape {}, got {}", field.spec.name, field.spec.shape, tensor->shape));
@@ -86,7 +87,13 @@ void check_fields(const SafetensorsFile& file, const std::vector<StatisticsField
 }
 
 void read_fields(const SafetensorsFile& file, const std::vector<StatisticsField>& fields) {
-  for (const auto& field : fields) read_field(file, field);
+  for (const auto& field : fields) {
+    if (field.spec.dtype == Dtype::f32) {
+      read_values(file, field, field.floats);
+    } else {
+      read_values(file, field, field.values);
+    }
+  }
 }
 
 void write_fields(const std::filesystem::path& file, std::string_view format, int layer,
@@ -94,7 +101,7 @@ void write_fields(const std::filesystem::path& file, std::string_view format, in
   std::vector<TensorSpec> specs;
   for (const auto& field : fields) specs.push_back(field.spec);
   SafetensorsWriter writer(file, specs, {{kFormatKey, std::string(format)}, {kLayerKey, std::to_string(layer)}});
-  for (const auto& field : fields) writer.write(std::as_bytes(field.values));
+  for (const auto& field : fields) writer.write(field.spec.dtype == Dtype::f32 ? std::as_bytes(field.floats) : std::as_bytes(field.values));
   writer.finish();
 }
 

@@ -1,4 +1,4 @@
-// What the two kinds of statistics files have in common: F64 tensors of known names and shapes of one layer, nothing else.
+// What the kinds of statistics files have in common: tensors of known names, types and shapes of one layer, nothing else.
 #pragma once
 
 #include <filesystem>
@@ -16,6 +16,7 @@ struct StatisticsField {
   TensorSpec spec;
   std::span<double> values;
   bool can_be_negative = false;
+  std::span<float> floats = {};   ///< instead of `values` where the type is F32
 };
 
 /// @throws InvalidInput naming the file.
