@@ -114,6 +114,7 @@ struct ExportEstimate {
 struct PrepareOptions {
   bool allow_other_checkpoint = false;  ///< accept a plan whose fingerprint is not the source's
   Mtp mtp = Mtp::prune;                 ///< what becomes of multi-token-prediction blocks
+  RewriteSources sources = {};
 };
 
 /// Checks the plan and prepares everything that export_checkpoint needs.

@@ -112,6 +112,30 @@ class JsonFields {
     return values;
   }
 
+  /// Integers in any order.
+  std::vector<int> whole_numbers(std::string_view name, int least, int most) {
+    std::vector<int> values;
+    for (const Json& item : array(name)) {
+      const std::string path = std::string(name) + "[" + std::to_string(values.size()) + "]";
+      values.push_back(static_cast<int>(checked_integer(path, item, least, most)));
+    }
+    return values;
+  }
+
+  /// Numbers in any order.
+  std::vector<double> numbers(std::string_view name, double least, double most) {
+    std::vector<double> values;
+    for (const Json& item : array(name)) {
+      const double got = item.is_number() ? item.get<double>() : std::numeric_limits<double>::quiet_NaN();
+      if (!(got >= least && got <= most)) {
+        expected(std::string(name) + "[" + std::to_string(values.size()) + "]",
+                 "a number from " + Json(least).dump() + " to " + Json(most).dump(), item);
+      }
+      values.push_back(got);
+    }
+    return values;
+  }
+
   /// Refuses fields that were never asked for, with the known name that is nearest.
   void finish() const {
     for (const auto& item : object_.items()) {

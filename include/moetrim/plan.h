@@ -110,9 +110,25 @@ using AtomRanges = std::vector<AtomRange>;
 /// Atomic experts in them.
 int atom_count(const AtomRanges& ranges);
 
+/// Experts that become one. Its values are the weighted mean of theirs, each with its atomic experts in the order that fits
+/// those of `into` best (Plan::align).
+struct MergeGroup {
+  int into = 0;                     ///< original id; its router row is the one that stays where only one does
+  std::vector<int> members;         ///< original ids, ascending, two or more; `into` is one of them
+  std::vector<double> weights;      ///< parallel to members, not negative, sum 1
+};
+
+/// An expert whose output is multiplied by a factor.
+struct ScaledExpert {
+  int expert = 0;                   ///< original id
+  double factor = 1;
+};
+
 struct PlanLayer {
   int layer = 0;                    ///< absolute id
-  std::vector<int> keep;            ///< original ids, ascending
+  /// One original id per slot, that is per expert of the new checkpoint: where its router row, selection bias and weights come
+  /// from. Ascending without repetition, unless Plan::order is free.
+  std::vector<int> keep;
   /// Per kept expert, in the order of `keep`, the atomic experts that stay: ascending ranges that do not touch, none for an
   /// expert that keeps its router row and puts out zeros (or its bias). Empty when the plan keeps experts whole.
   std::vector<AtomRanges> atoms = {};
@@ -121,7 +137,42 @@ struct PlanLayer {
   /// Share of the router's probability that the kept experts had, mean over the counted tokens, in (0, 1]. Absent where
   /// gates do not depend on it (see RouterLimits::drifts), or nothing was measured.
   std::optional<double> kept_mass = {};
+  std::vector<MergeGroup> merge = {};      ///< by `into`, ascending; an expert is in one group at most
+  std::vector<ScaledExpert> scale = {};    ///< by expert, ascending
+  std::vector<int> silence = {};           ///< kept, but never chosen: their selection bias becomes very negative; ascending
+  std::vector<int> constant = {};          ///< put out their mean output whatever the token: a bias without weights; ascending
+  /// Function-preserving smoothing (EAQuant): the norm before the block is divided by these, and what reads the normed hidden
+  /// states is multiplied by them. [H], above 0; empty: none.
+  std::vector<float> smooth = {};
 };
+
+/// How the slots of a layer may lie.
+enum class SlotOrder : std::uint8_t {
+  ascending,  ///< by original id, each at most once
+  free,       ///< in any order (placement), and more than once (upcycling)
+};
+
+/// What becomes of the router rows of merged experts.
+enum class MergedRouter : std::uint8_t {
+  centroid,   ///< only that of `into` stays: as many rows as experts, a plain checkpoint, not the merged model's routing
+  map,        ///< all stay, and a map says which expert a row means: exact, for our own modelling code
+  duplicate,  ///< all stay, and every member has a copy of the merged expert: exact, a plain checkpoint, nothing saved
+};
+/// "centroid", "map", "duplicate".
+std::string_view merged_router_name(MergedRouter router);
+/// @throws UsageError
+MergedRouter merged_router_from_name(std::string_view name);
+
+/// How the atomic experts of merged experts are brought into the order of the expert they merge into.
+enum class Alignment : std::uint8_t {
+  none,
+  weights,      ///< largest sum of inner products of their weights
+  activations,  ///< largest sum of correlations of their values on sampled tokens; needs the statistics' vectors
+};
+/// "none", "weights", "activations".
+std::string_view alignment_name(Alignment alignment);
+/// @throws UsageError
+Alignment alignment_from_name(std::string_view name);
 
 struct Plan {
   int version = 1;
@@ -130,8 +181,15 @@ struct Plan {
   std::string checkpoint_fingerprint;
   std::string family;
   int experts = 0;                  ///< per layer before
-  int keep = 0;                     ///< per layer after
+  int keep = 0;                     ///< per layer after: slots
   int experts_per_token = 0;
+  int experts_per_token_after = 0;  ///< 0: as before
+  SlotOrder order = SlotOrder::ascending;
+  MergedRouter router = MergedRouter::centroid;  ///< where layers have merge groups
+  Alignment align = Alignment::none;             ///< likewise
+  double noise = 0;                 ///< of repeated slots: second and later copies get Gaussian noise of that share of a
+                                    ///< matrix's root mean square
+  std::uint64_t noise_seed = 0;
   int width = 0;                    ///< atomic experts of an expert before; 0: the plan keeps experts whole
   RouterGroups groups;              ///< of the checkpoint; every group keeps the same number unless `regroup`
   bool regroup = false;             ///< the new checkpoint has one group
@@ -140,6 +198,16 @@ struct Plan {
   std::vector<ProtectedExpert> protect;
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, weights, seed, rounding: for the reader
 };
+
+/// Whether any layer has merge groups.
+bool merges(const Plan& plan);
+/// Whether tensors of the new checkpoint hold values that the old one does not have, so that no mask can stand for the plan.
+bool changes_values(const Plan& plan);
+/// Original ids of the layer's router rows after the plan: those of the slots, or with a map those of all members and other
+/// kept experts, ascending.
+std::vector<int> router_rows(const Plan& plan, const PlanLayer& layer);
+/// The plan that keeps every expert of every layer that was measured: what other plans start from.
+Plan whole_plan(const StatisticsManifest& manifest);
 
 /// Atomic experts that stay in all layers. 0 for a plan that keeps experts whole.
 std::int64_t kept_atoms(const Plan& plan);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/family.h"
 #include "moetrim/plan.h"
+#include "moetrim/slab_recipe.h"
 
 namespace moetrim {
 
@@ -53,18 +55,20 @@ struct Piece {
   std::uint64_t bytes() const;
 };
 
-/// Values of a quantised weight that are computed from it, one matrix (of an expert) after another.
+/// Values that are computed, one matrix (of an expert) or slab after another.
 struct Computation {
   enum class Result : std::uint8_t {
-    bf16,       ///< the values, rounded, lying as the family's plain tensor does
+    bf16,       ///< dequantised, rows and columns as the family's plain tensor has them
     fp8,        ///< codes, quantised again, in the scheme and the order of rows and columns of the source
     fp8_scale,  ///< their scales
+    as_stored,  ///< bf16, f16 or f32 as in the source, rounded once; needs `slabs`
   };
   Result result = Result::bf16;
   const Weight* weight = nullptr;
   std::vector<int> experts;        ///< of a fused weight: ids in the source, in their new order
   std::vector<SharedAtoms> atoms;  ///< of every matrix; no list: all of them
   std::int64_t zeros = 0;          ///< atomic experts of zeros behind those; needs the list
+  std::vector<SlabRecipe> slabs;   ///< what each is made of; empty: the expert's own values
 };
 
 /// A tensor of the new checkpoint. Its bytes are the pieces, joined, unless they are `literal` or computed from the pieces.
@@ -73,6 +77,11 @@ struct OutputTensor {
   std::vector<Piece> pieces;
   std::string literal = {};                                ///< bytes that follow from the shapes: [N, K] of a packed weight
   std::shared_ptr<const Computation> computation = {};
+};
+
+/// What a plan may need beside the checkpoint.
+struct RewriteSources {
+  std::filesystem::path statistics;   ///< with vectors: for Alignment::activations and for constants; may be empty
 };
 
 /// What becomes of multi-token-prediction blocks.
@@ -132,10 +141,13 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
 std::string slim_name(std::string_view tensor, std::string_view part, int expert);
 
 /// The tensors of the new checkpoint, in reading order of the source, so that reading stays sequential.
-/// Kept experts are numbered densely in the order of PlanLayer::keep, in the layout (one by one, or fused) that was read;
+/// Experts are numbered by their slots in PlanLayer::keep, in the layout (one by one, or fused) that was read;
 /// where widths are listed, every expert has tensors of its own. Expects a plan that check_plan accepts.
-/// @throws InvalidInput when a row of a packed tensor does not end on a byte, or slimming_of refuses.
-std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
+/// Slots whose values change are described, not computed: see SlabRecipe and Computation.
+/// @throws InvalidInput when a row of a packed tensor does not end on a byte, slimming_of refuses, values of such a format
+///         cannot be computed, or a source is missing.
+std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune,
+                                       const RewriteSources& sources = {});
 
 /// config.json of the new checkpoint: every key that counts experts is edited where it is present (also inside
 /// `text_config`), none is added, and lists of modules in `quantization_config` follow the new expert numbers.

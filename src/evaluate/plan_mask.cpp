@@ -26,6 +26,10 @@ std::vector<std::vector<float>> atom_masks(const Model& model, const PlanLayer& 
 }  // namespace
 
 ExpertMask mask_of(const Model& model, const Plan& plan) {
+  if (changes_values(plan) || plan.keep > plan.experts) {
+    throw InvalidInput("the plan makes experts that the checkpoint does not have (merged, scaled, silenced, constant, smoothed or "
+                       "repeated ones); write it with moetrim rewrite, then evaluate the result with --against the checkpoint");
+  }
   if (plan.family != model.family->name || plan.experts != model.experts) {
     throw InvalidInput(fmt::format("{}: the plan is for {} with {} experts, the checkpoint is {} with {}",
                                    model.checkpoint->folder().string(), plan.family, plan.experts, model.family->name,

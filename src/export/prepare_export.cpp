@@ -65,7 +65,7 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   check_plan(model, plan, {}, mtp);  // cheap; the fingerprint reads from every tensor
   request.source_fingerprint = model.checkpoint->fingerprint();
   if (!options.allow_other_checkpoint) check_plan(model, plan, request.source_fingerprint, mtp);
-  request.tensors = plan_tensors(model, plan, mtp);
+  request.tensors = plan_tensors(model, plan, mtp, options.sources);
   request.config = rewrite_config(model, plan, mtp);
   request.warnings = rewrite_warnings(model, plan, mtp);
   const auto facts = width_facts(model, plan, request.tensors, mtp);

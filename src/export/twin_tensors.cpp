@@ -82,7 +82,7 @@ class TwinWeights {
     } else if (where_of(weight.rule->role) == Where::experts && numbers_.covers(place.layer)) {
       const auto& atoms = numbers_.atoms(place.layer);
       if (weight.fused()) computation.atoms = atoms;
-      else computation.atoms = {atoms.at(static_cast<std::size_t>(numbers_.new_id(place.layer, place.expert)))};
+      else computation.atoms = {atoms.at(static_cast<std::size_t>(numbers_.slots_of(place.layer, place.expert).front()))};
     }
   }
 

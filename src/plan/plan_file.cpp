@@ -8,6 +8,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
+#include "plan/layer_changes.h"
 #include "plan/legal_keep.h"
 
 namespace moetrim {
@@ -19,9 +20,26 @@ constexpr int kMostWidth = std::numeric_limits<int>::max();
 
 using Json = nlohmann::ordered_json;
 
+/// Where slots are in any order, a new group holds experts of one old group.
+void check_moved_groups(const JsonFields& fields, const Plan& plan, const std::vector<int>& keep) {
+  const std::size_t after = keep.size() / static_cast<std::size_t>(plan.groups.count);
+  const int before = plan.experts / plan.groups.count;
+  for (std::size_t slot = 0; slot < keep.size(); ++slot) {
+    const int group = keep[slot / after * after] / before;
+    if (keep[slot] / before == group) continue;
+    fields.fail(fmt::format("keep[{}]", slot), fmt::format("expert {} is of group {}, those before it are of group {}; the "
+                                                          "router's groups must stay together", keep[slot],
+                                                          keep[slot] / before, group));
+  }
+}
+
 /// The new checkpoint's groups are runs of equal length: unequal numbers would move experts into other groups.
 void check_groups(const JsonFields& fields, const Plan& plan, const std::vector<int>& keep) {
   if (plan.regroup) return;
+  if (plan.order == SlotOrder::free) {
+    check_moved_groups(fields, plan, keep);
+    return;
+  }
   const int size = plan.experts / plan.groups.count;
   const int expected = plan.keep / plan.groups.count;
   for (int group = 0; group < plan.groups.count; ++group) {
@@ -88,18 +106,23 @@ void read_atoms(JsonFields& fields, const Plan& plan, PlanLayer& layer) {
   }
 }
 
-PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
+/// Original ids in any order, each as often as wanted.
+std::vector<int> slots(JsonFields& fields, const Plan& plan) {
+  if (plan.order == SlotOrder::ascending) return fields.ascending("keep", 0, plan.experts - 1);
+  return fields.whole_numbers("keep", 0, plan.experts - 1);
+}
+
+PlanLayer layer_from_json(JsonFields fields, const Plan& plan, const std::filesystem::path& file, const std::string& where) {
   PlanLayer layer;
   layer.layer = fields.whole("layer", 0);
-  layer.keep = fields.ascending("keep", 0, plan.experts - 1);
-  const int count = static_cast<int>(layer.keep.size());
-  if (count != plan.keep) {
-    fields.fail("keep", fmt::format("expected {} experts as in the plan's keep, got {}", plan.keep, count));
-  }
-  check_groups(fields, plan, layer.keep);
+  layer.keep = slots(fields, plan);
+  if (layer.keep.empty()) fields.fail("keep", "expected at least one expert, got none");
+  read_changes(fields, file, where, plan, layer);
+  check_slots(fields, plan, layer);
+  check_groups(fields, plan, router_rows(plan, layer));
   read_atoms(fields, plan, layer);
   layer.unseen = fields.whole("unseen", 0, plan.experts);
-  layer.unseen_kept = fields.whole("unseen_kept", 0, std::min(layer.unseen, count));
+  layer.unseen_kept = fields.whole("unseen_kept", 0, static_cast<int>(layer.keep.size()));
   read_kept_mass(fields, plan, layer);
   fields.finish();
   return layer;
@@ -108,7 +131,7 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan) {
 void read_layers(JsonFields& fields, const std::filesystem::path& file, Plan& plan) {
   for (const auto& item : fields.array("layers")) {
     const std::string where = fmt::format("layers[{}]", plan.layers.size());
-    PlanLayer layer = layer_from_json(JsonFields(item, file, where), plan);
+    PlanLayer layer = layer_from_json(JsonFields(item, file, where), plan, file, where);
     if (!plan.layers.empty() && layer.layer <= plan.layers.back().layer) {
       fields.fail(where + ".layer",
                   fmt::format("expected more than the {} before it, got {}; layers are ascending and not doubled",
@@ -127,8 +150,8 @@ void check_protected(const JsonFields& fields, const Plan& plan, const Protected
   const auto layer = std::find_if(plan.layers.begin(), plan.layers.end(),
                                   [&](const PlanLayer& candidate) { return candidate.layer == expert.layer; });
   if (layer == plan.layers.end()) fields.fail("layer", fmt::format("layer {} is not in layers", expert.layer));
-  const auto kept = std::lower_bound(layer->keep.begin(), layer->keep.end(), expert.expert);
-  if (kept == layer->keep.end() || *kept != expert.expert) {
+  const auto kept = std::find(layer->keep.begin(), layer->keep.end(), expert.expert);
+  if (kept == layer->keep.end()) {
     fields.fail("expert", fmt::format("expert {} of layer {} is protected but not kept", expert.expert, expert.layer));
   }
   if (plan.width == 0) return;
@@ -169,9 +192,20 @@ void read_groups(JsonFields& fields, const std::filesystem::path& file, Plan& pl
     fields.fail("regroup", "expected only with groups of rule max or top2, got " +
                                (plan.groups.count == 1 ? std::string("no groups") : "rule each"));
   }
-  const RouterLimits limits{.experts = plan.experts, .experts_per_token = plan.experts_per_token, .groups = plan.groups};
+  const int chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : plan.experts_per_token;
+  const RouterLimits limits{.experts = std::max(plan.experts, plan.keep), .experts_per_token = chosen, .groups = plan.groups};
   const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), plan.keep);
   if (!problem.empty()) fields.fail("keep", fmt::format("{} does not work: {}", plan.keep, problem));
+}
+
+/// What is said of merged experts' routers means something only where experts are merged.
+void check_routers(JsonFields& fields, const Plan& plan) {
+  for (const char* name : {"router", "align"}) {
+    if (fields.has(name) != merges(plan)) {
+      fields.fail(name, merges(plan) ? "is missing; layers have merge groups" : "expected only where layers have merge groups");
+    }
+  }
+  if (plan.order == SlotOrder::free && merges(plan)) fields.fail("order", "expected ascending where experts are merged");
 }
 
 Plan plan_from_json(const Json& json, const std::filesystem::path& file) {
@@ -184,13 +218,16 @@ Plan plan_from_json(const Json& json, const std::filesystem::path& file) {
   plan.checkpoint_fingerprint = fields.text("checkpoint_fingerprint");
   plan.family = fields.text("family");
   plan.experts = fields.whole("experts", 1);
-  plan.keep = fields.whole("keep", 1, plan.experts);
-  plan.experts_per_token = fields.whole("experts_per_token", 1, plan.keep);
+  read_head_changes(fields, plan);
+  plan.keep = fields.whole("keep", 1, plan.order == SlotOrder::free ? kMostSlots : plan.experts);
+  plan.experts_per_token = fields.whole("experts_per_token", 1, plan.experts);
+  if (fields.has("experts_per_token_after")) plan.experts_per_token_after = fields.whole("experts_per_token_after", 1, plan.keep);
   if (fields.has("width")) plan.width = fields.whole("width", 1, kMostWidth);
   read_groups(fields, file, plan);
   plan.correct_drift = read_set(fields, "correct_drift");
   read_layers(fields, file, plan);
   read_protect(fields, file, plan);
+  check_routers(fields, plan);
   plan.source = fields.object("source");
   fields.finish();
   return plan;
@@ -211,6 +248,7 @@ Json layer_to_json(const PlanLayer& layer, bool with_atoms) {
   json["unseen"] = layer.unseen;
   json["unseen_kept"] = layer.unseen_kept;
   if (layer.kept_mass) json["kept_mass"] = *layer.kept_mass;
+  write_changes(layer, json);
   return json;
 }
 
@@ -242,6 +280,7 @@ nlohmann::ordered_json plan_to_json(const Plan& plan) {
                                  {"experts", plan.experts},
                                  {"keep", plan.keep},
                                  {"experts_per_token", plan.experts_per_token}};
+  write_head_changes(plan, json);
   if (plan.width > 0) json["width"] = plan.width;
   if (plan.groups.count > 1) json["groups"] = router_groups_to_json(plan.groups);
   if (plan.regroup) json["regroup"] = true;

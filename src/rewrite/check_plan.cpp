@@ -1,5 +1,7 @@
 // Refuses a plan that does not belong to the model, before anything is written.
 
+#include <algorithm>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -30,9 +32,9 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
     refuse(model, fmt::format("it was made for {} experts per token, the checkpoint has {}", plan.experts_per_token,
                               model.experts_per_token));
   }
-  if (plan.keep < model.experts_per_token) {
-    refuse(model, fmt::format("it keeps {} experts per layer, but a token is routed to {}", plan.keep,
-                              model.experts_per_token));
+  const std::int64_t chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : model.experts_per_token;
+  if (plan.keep < chosen) {
+    refuse(model, fmt::format("it keeps {} experts per layer, but a token is routed to {}", plan.keep, chosen));
   }
   if (!fingerprint.empty() && plan.checkpoint_fingerprint != fingerprint) {
     refuse(model, fmt::format("it was made for the checkpoint with fingerprint {}, this one has {}; make a new plan, or "
@@ -47,7 +49,10 @@ void check_router(const Model& model, const Plan& plan) {
     refuse(model, fmt::format("it was made for {} expert groups (rule {}), the checkpoint has {} (rule {})", plan.groups.count,
                               plan.groups.rule, groups.count, groups.rule));
   }
-  legal_keep(router_limits(model), {.experts = plan.keep, .ratio = {}}, plan.regroup);
+  RouterLimits limits = router_limits(model);
+  limits.experts = std::max(limits.experts, plan.keep);  // experts that have two slots
+  if (plan.experts_per_token_after > 0) limits.experts_per_token = plan.experts_per_token_after;
+  legal_keep(limits, {.experts = plan.keep, .ratio = {}}, plan.regroup);
   if (!plan.correct_drift) return;
   if (!model.family->router.scaled) {
     refuse(model, fmt::format("it corrects router drift, but {} has no factor for all gates in its config to fold it into; make "
@@ -92,20 +97,25 @@ void check_atoms(const Model& model, const Plan& plan, const PlanLayer& layer) {
 
 void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
   // One count in config.json serves all layers, so unequal layers could not be loaded.
-  if (static_cast<int>(layer.keep.size()) != plan.keep) {
-    refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, layer.keep.size(),
-                              plan.keep));
+  const auto rows = static_cast<int>(router_rows(plan, layer).size());
+  if (rows != plan.keep) {
+    refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, rows, plan.keep));
   }
   std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
   for (const int expert : layer.keep) {
     if (expert < 0 || expert >= model.experts) {
       refuse(model, fmt::format("layer {} keeps expert {}, expected 0 to {}", layer.layer, expert, model.experts - 1));
     }
-    if (seen[static_cast<std::size_t>(expert)]) {
+    if (plan.order == SlotOrder::ascending && seen[static_cast<std::size_t>(expert)]) {
       refuse(model, fmt::format("layer {} keeps expert {} twice", layer.layer, expert));
     }
     seen[static_cast<std::size_t>(expert)] = true;
   }
+}
+
+void check_smoothing(const Model& model, const PlanLayer& layer) {
+  if (layer.smooth.empty() || static_cast<std::int64_t>(layer.smooth.size()) == model.hidden) return;
+  refuse(model, fmt::format("layer {} smooths {} hidden channels, expected {}", layer.layer, layer.smooth.size(), model.hidden));
 }
 
 }  // namespace
@@ -124,6 +134,7 @@ void check_plan(const Model& model, const Plan& plan, std::string_view fingerpri
   for (const PlanLayer& layer : plan.layers) {
     check_keep(model, plan, layer);
     check_atoms(model, plan, layer);
+    check_smoothing(model, layer);
   }
 }
 

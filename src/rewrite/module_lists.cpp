@@ -54,24 +54,26 @@ std::optional<int> layer_of(const std::vector<std::string>& parts, const Model& 
   return layer;
 }
 
-/// The entry under its new number, or nothing when its expert is dropped.
-std::optional<std::string> renumbered(const std::string& entry, std::string_view list, const Model& model,
+/// The entry under each of its new numbers; none when its expert is dropped.
+std::vector<std::string> renumbered(const std::string& entry, std::string_view list, const Model& model,
                                       const Renumbering& numbers) {
   std::vector<std::string> parts = split(entry);
   const auto expert_at = number_after(parts, "experts");
-  if (!expert_at) return entry;
+  if (!expert_at) return {entry};
   const auto refuse = [&](std::string_view why) {
     throw InvalidInput(fmt::format("config.json: quantization_config: {}: entry {} {}", list, in_quotes(entry), why));
   };
   const auto layer = layer_of(parts, model);
   const auto expert = whole_number(parts[*expert_at]);
   if (!layer || !expert) refuse("names an expert without saying its layer and number plainly; spell it as layers.L.….experts.E");
-  if (!numbers.covers(*layer)) return entry;
+  if (!numbers.covers(*layer)) return {entry};
   if (*expert >= model.experts) refuse(fmt::format("names expert {}, but there are {}", *expert, model.experts));
-  const int id = numbers.new_id(*layer, *expert);
-  if (id < 0) return std::nullopt;
-  parts[*expert_at] = std::to_string(id);
-  return fmt::format("{}", fmt::join(parts, "."));
+  std::vector<std::string> out;
+  for (const int slot : numbers.slots_of(*layer, *expert)) {
+    parts[*expert_at] = std::to_string(slot);
+    out.push_back(fmt::format("{}", fmt::join(parts, ".")));
+  }
+  return out;
 }
 
 }  // namespace
@@ -95,7 +97,7 @@ void renumber_module_lists(nlohmann::ordered_json& quantization, const Model& mo
       }
       const auto& text = entry.get_ref<const std::string&>();
       if (mtp == Mtp::drop && model.mtp_layers > 0 && names_mtp(text, model)) continue;
-      if (auto name = renumbered(text, list, model, numbers)) kept.push_back(std::move(*name));
+      for (auto& name : renumbered(text, list, model, numbers)) kept.push_back(std::move(name));
     }
     *found = std::move(kept);
   }

@@ -9,6 +9,7 @@
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
+#include "rewrite/edited_tensors.h"
 #include "rewrite/module_lists.h"
 #include "rewrite/renumbering.h"
 #include "rewrite/slim_tensors.h"
@@ -87,29 +88,39 @@ bool is_mtp(const Model& model, const Tensor& tensor, const TensorPlace& place) 
   return model.mtp_layers > 0 && names_mtp(tensor.name, model);
 }
 
-/// Nothing for a tensor of an expert that is dropped.
-std::optional<OutputTensor> rewritten(const Tensor& tensor, const TensorPlace& place, const Renumbering& numbers) {
-  if (place.rule == nullptr || !numbers.covers(place.layer)) return whole(tensor, tensor.name);
+/// Appends the tensor as often as the new checkpoint has it: not at all when its expert is dropped.
+void append_moved(const Tensor& tensor, const TensorPlace& place, const Renumbering& numbers, std::vector<OutputTensor>& out) {
+  if (place.rule == nullptr || !numbers.covers(place.layer)) {
+    out.push_back(whole(tensor, tensor.name));
+    return;
+  }
   if (place.expert >= 0) {
-    const int id = numbers.new_id(place.layer, place.expert);
-    if (id < 0) return std::nullopt;
-    return whole(tensor, with_expert(place.rule->name, tensor.name, id));
+    for (const int slot : numbers.slots_of(place.layer, place.expert)) {
+      out.push_back(whole(tensor, with_expert(place.rule->name, tensor.name, slot)));
+    }
+    return;
   }
   const auto& axes = place.rule->axes;
   const auto axis = std::find(axes.begin(), axes.end(), Axis::E);
-  if (axis == axes.end()) return whole(tensor, tensor.name);
+  if (axis == axes.end()) {
+    out.push_back(whole(tensor, tensor.name));
+    return;
+  }
   // A scale that all experts share has no expert axis.
   const auto index = static_cast<std::size_t>(axis - axes.begin());
   if (place.part != Part::values && (index >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1})) {
-    return whole(tensor, tensor.name);
+    out.push_back(whole(tensor, tensor.name));
+    return;
   }
-  return slice(tensor, index, numbers.keep(place.layer));
+  const bool of_expert = where_of(place.rule->role) == Where::experts;
+  out.push_back(slice(tensor, index, of_expert ? numbers.keep(place.layer) : numbers.router_rows(place.layer)));
 }
 
 }  // namespace
 
-std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp) {
+std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
   const Renumbering numbers(model, plan, mtp);
+  const EditedTensors edited(model, plan, numbers, sources);
   const Slimming slimming = slimming_of(model, plan, mtp);
   const SlimTensors slim(model, slimming, numbers);
   const auto& tensors = model.checkpoint->tensors();
@@ -117,8 +128,8 @@ std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp
   out.reserve(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (mtp == Mtp::drop && is_mtp(model, tensors[i], model.places.at(i))) continue;
-    if (slim.append(tensors[i], model.places[i], out)) continue;
-    if (auto tensor = rewritten(tensors[i], model.places.at(i), numbers)) out.push_back(std::move(*tensor));
+    if (edited.append(tensors[i], model.places[i], out) || slim.append(tensors[i], model.places[i], out)) continue;
+    append_moved(tensors[i], model.places[i], numbers, out);
   }
   return out;
 }

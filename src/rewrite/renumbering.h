@@ -1,4 +1,4 @@
-// Which experts of a layer stay, under which number, and which of their atomic experts.
+// Which experts of a layer stay, under which numbers, and which of their atomic experts.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 
 namespace moetrim {
 
-/// Old expert ids to new ones. Layers that the plan does not name keep all of theirs.
+/// Old expert ids to slots, the experts of the new checkpoint. Layers that the plan does not name keep all of theirs.
 class Renumbering {
  public:
   /// Expects a plan that check_plan accepts. Multi-token-prediction blocks are covered only when they are pruned.
@@ -17,17 +17,21 @@ class Renumbering {
 
   /// True when the plan says something about this layer.
   bool covers(int layer) const;
-  /// Old ids in their new order. Only for layers that are covered.
+  /// The old id of every slot. Only for layers that are covered.
   const std::vector<int>& keep(int layer) const;
-  /// The new id, -1 for an expert that is dropped. Only for layers that are covered and experts that exist.
-  int new_id(int layer, int expert) const;
+  /// The slots that take an expert's tensors, ascending; none for an expert that is dropped. Only for layers that are covered
+  /// and experts that exist.
+  const std::vector<int>& slots_of(int layer, int expert) const;
+  /// Old ids of the router's rows. Only for layers that are covered.
+  const std::vector<int>& router_rows(int layer) const;
   /// Parallel to keep(): the atomic experts that stay; empty when the plan keeps experts whole. Only for layers that are
   /// covered.
   const std::vector<SharedAtoms>& atoms(int layer) const;
 
  private:
-  std::vector<std::vector<int>> keep_;           ///< [layers and blocks], empty where not covered
-  std::vector<std::vector<int>> new_id_;         ///< [layers and blocks][E], empty where not covered
+  std::vector<std::vector<int>> keep_;                 ///< [layers and blocks], empty where not covered
+  std::vector<std::vector<std::vector<int>>> slots_;   ///< [layers and blocks][E], empty where not covered
+  std::vector<std::vector<int>> router_rows_;          ///< [layers and blocks], empty where not covered
   std::vector<std::vector<SharedAtoms>> atoms_;  ///< [layers and blocks][kept]
 };
 

@@ -81,6 +81,9 @@ void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan&
 
 void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp) {
   set_expert_counts(object, model, plan.keep);
+  if (plan.experts_per_token_after > 0) {
+    for (const auto key : model.family->experts_per_token_keys) set_where_present(object, key, plan.experts_per_token_after);
+  }
   const Slimming slimming = slimming_of(model, plan, mtp);
   if (slimming.form == WidthForm::config) set_width(object, model, slimming);
   if (mtp == Mtp::drop) {

@@ -187,10 +187,17 @@ bool SlimTensors::append(const Tensor& tensor, const TensorPlace& place, std::ve
     return true;
   }
   if (role == Role::fused_down_bias) return false;
-  OutputTensor slim = narrowed(tensor, place, kept);
-  if (slim.pieces.empty()) return false;
-  if (place.expert >= 0) slim.spec.name = with_expert(place.rule->name, tensor.name, kept.front().new_id);
-  out.push_back(std::move(slim));
+  if (place.expert < 0) {
+    OutputTensor slim = narrowed(tensor, place, kept);
+    if (slim.pieces.empty()) return false;
+    out.push_back(std::move(slim));
+    return true;
+  }
+  for (const Matrix& matrix : kept) {
+    OutputTensor slim = narrowed(tensor, place, {matrix});
+    slim.spec.name = with_expert(place.rule->name, tensor.name, matrix.slot);
+    out.push_back(std::move(slim));
+  }
   return true;
 }
 
@@ -273,7 +280,7 @@ void SlimTensors::append_listed(const Tensor& tensor, const TensorPlace& place, 
   const bool fused = place.expert < 0;
   const Slab slab{tensor, fused};
   const auto add = [&](std::string_view part, const Matrix& matrix, std::optional<std::size_t> dim, AtomCut cut) {
-    OutputTensor one{{slim_name(tensor.name, part, matrix.new_id), tensor.dtype, slab.shape()}, {}};
+    OutputTensor one{{slim_name(tensor.name, part, matrix.slot), tensor.dtype, slab.shape()}, {}};
     if (dim) one.spec.shape[*dim] = atom_count(*matrix.atoms);
     one.pieces.push_back(slab.piece(matrix.expert, std::move(cut)));
     out.push_back(std::move(one));

@@ -27,7 +27,7 @@ class SlimTensors {
   /// One matrix of a tensor: a kept expert's, or the shared one's.
   struct Matrix {
     int expert = -1;    ///< in the source; of a fused tensor
-    int new_id = -1;
+    int slot = -1;      ///< in the new checkpoint
     SharedAtoms atoms;
   };
   std::vector<Matrix> matrices(const TensorPlace& place) const;

@@ -1,0 +1,48 @@
+// What the values of a new tensor are made of, where they are not bytes of the source.
+//
+// A slab is an expert's share of a tensor: the slice of a fused tensor along E, or a tensor of one expert; or all of a tensor
+// that has no expert axis.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "moetrim/plan.h"
+
+namespace moetrim {
+
+/// A merge group whose members' atomic experts are put into the order of those of `into`. One object per group, so that the
+/// slabs of its tensors share the permutations, which are found when they are first needed.
+struct AlignedGroup {
+  int layer = 0;       ///< absolute id
+  MergeGroup group;
+  Alignment by = Alignment::none;
+};
+
+/// One expert's share of a mean.
+struct Contribution {
+  int expert = -1;     ///< id in the source; -1 in a tensor without an expert axis
+  double weight = 1;
+};
+
+/// The values of a slab, before atomic experts are cut: factor x (sum of weight x slab of the expert) x `along_hidden`, plus
+/// noise; or `values`.
+struct SlabRecipe {
+  std::vector<Contribution> parts;                           ///< none: zeros
+  std::shared_ptr<const AlignedGroup> group;                 ///< of the parts, in its order; null: nothing is aligned
+  double factor = 1;
+  std::shared_ptr<const std::vector<float>> along_hidden;    ///< [H] or null
+  bool divides = false;                                      ///< by `along_hidden` instead (the norm's weight)
+  double norm_offset = 0;  ///< added to the weights before, and taken off after dividing: 1 for norms that store weight - 1
+  std::shared_ptr<const std::vector<float>> values;          ///< [elements of the slab] or null
+  double noise = 0;                                          ///< standard deviation, as a share of the slab's root mean square
+  std::uint64_t noise_seed = 0;                              ///< of this slab
+
+  /// Whether the slab's bytes are those of one expert's, unchanged.
+  bool untouched() const {
+    return parts.size() == 1 && parts[0].weight == 1 && factor == 1 && !along_hidden && !values && noise == 0;
+  }
+};
+
+}  // namespace moetrim
