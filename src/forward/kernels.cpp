@@ -2,13 +2,12 @@
 
 #include "forward/kernels.h"
 
-#include <memory>
-
 #include <ATen/ATen.h>
 
 #include "forward/cuda_library.h"
 #include "forward/kernels_aten.h"
 #include "forward/kernels_cpu.h"
+#include "matrix/matrix_product.h"
 
 namespace moetrim::kernels {
 
@@ -17,10 +16,8 @@ namespace {
 const CpuTable& table(const Numerics& numerics) {
   static const CpuTable* const tables = [] {
 #ifdef __x86_64__
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512) return tables_avx512();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return tables_avx2();
+    if (matrix::instruction_set() == matrix::InstructionSet::avx512) return tables_avx512();
+    if (matrix::instruction_set() == matrix::InstructionSet::avx2) return tables_avx2();
 #endif
     return tables_baseline();
   }();
@@ -50,20 +47,18 @@ void multiply(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out, co
   const at::Tensor a = rows_of_x ? x : x.contiguous();
   const at::Tensor b = as_stored || columns_of_weight ? weight : weight.contiguous();
   const bool transposed = !as_stored && columns_of_weight;
-  static thread_local const std::unique_ptr<float[]> packed(new float[kProductScratch]);
-  const ProductArguments arguments{.x = a.const_data_ptr<float>(),
-                                   .x_stride = a.stride(0),
-                                   .weight = b.const_data_ptr(),
-                                   .weight_stride = b.stride(transposed ? 1 : 0),
-                                   .transposed = transposed,
-                                   .out = out.mutable_data_ptr<float>(),
-                                   .out_stride = out.stride(0),
-                                   .add = added.defined(),
-                                   .rows = a.size(0),
-                                   .columns = b.size(0),
-                                   .depth = a.size(1)};
-  const CpuTable& loops = table({});
-  (b.scalar_type() == at::kBFloat16 ? loops.product_bf16 : loops.product)(arguments, packed.get());
+  const matrix::ProductArguments arguments{.x = a.const_data_ptr<float>(),
+                                           .x_stride = a.stride(0),
+                                           .weight = b.const_data_ptr(),
+                                           .weight_stride = b.stride(transposed ? 1 : 0),
+                                           .transposed = transposed,
+                                           .out = out.mutable_data_ptr<float>(),
+                                           .out_stride = out.stride(0),
+                                           .add = added.defined(),
+                                           .rows = a.size(0),
+                                           .columns = b.size(0),
+                                           .depth = a.size(1)};
+  (b.scalar_type() == at::kBFloat16 ? matrix::product_bf16 : matrix::product)(arguments);
 }
 
 void norm_rows(const Numerics& numerics, const at::Tensor& x, const Norm& norm, at::Tensor& out) {

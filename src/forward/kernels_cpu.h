@@ -2,30 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 
 #include "forward/norm_arguments.h"
 
 namespace moetrim::kernels {
-
-/// out [rows, columns] = or += x [rows, depth] times weight [columns, depth] transposed; elements of a row lie side by side, but
-/// where `transposed` the weight lies as [depth, columns].
-struct ProductArguments {
-  const float* x = nullptr;
-  std::int64_t x_stride = 0;
-  const void* weight = nullptr;  ///< float or bf16 bits
-  std::int64_t weight_stride = 0;
-  bool transposed = false;
-  float* out = nullptr;
-  std::int64_t out_stride = 0;
-  bool add = false;
-  std::int64_t rows = 0, columns = 0, depth = 0;
-};
-
-/// Blocks of the matrix product: x 1 MiB, so that an expert's tile packs every weight once; a panel of 16 weight rows 32 KiB.
-inline constexpr std::int64_t kBlockRows = 516, kBlockDepth = 512, kProductScratch = kBlockRows * kBlockDepth + 16 + 32 * kBlockDepth;
 
 /// Table of the loops for one storage policy and one instruction set. `Tile` and `Stored` are float or bf16 bits.
 struct CpuTable {
@@ -54,8 +34,6 @@ struct CpuTable {
   void (*reverse_atoms)(const float* activated, const float* of_activated, const float* gates, std::int64_t rows,
                         std::int64_t width, float limit, float alpha, float offset, float* gate_up, float* products,
                         double* sums);
-  void (*product)(const ProductArguments& arguments, float* scratch);
-  void (*product_bf16)(const ProductArguments& arguments, float* scratch);  ///< weights in bf16
 };
 
 /// Storage policies, in the order of the tables.

@@ -1,4 +1,4 @@
-// The CPU loops for one instruction set: avx2. Flags are set in src/forward/instruction_sets.cmake.
+// The CPU loops for one instruction set: avx2. Flags are set in cmake/instruction_sets.cmake.
 
 #include "forward/kernels_cpu.h"
 

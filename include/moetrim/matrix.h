@@ -1,0 +1,34 @@
+// Dense matrices on the CPU, without LibTorch: their product, and which rows of one belong to which of another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace moetrim {
+
+/// Lengths of a product's three axes.
+struct ProductSize {
+  std::size_t rows = 0;     ///< of a and c
+  std::size_t columns = 0;  ///< rows of b, columns of c
+  std::size_t depth = 0;    ///< columns of a and b
+};
+
+/// c [rows, columns] += a [rows, depth] times b [columns, depth] transposed; all row-major without gaps, fp32.
+/// Every element is one chain of multiply-adds over the depth, in blocks: the same bits on every machine with fused
+/// multiply-add (AVX2 or AVX-512), others round once more.
+/// @throws Error when a span has another length.
+void add_product(std::span<const float> a, std::span<const float> b, std::span<float> c, const ProductSize& size);
+
+enum class Optimum : std::uint8_t { least, greatest };
+
+/// The assignment of rows to columns, one to one, whose sum of values is least or greatest: shortest augmenting paths after
+/// a column reduction, in the manner of Jonker and Volgenant (Computing 38, 1987), in fp64 and O(n^3).
+/// Where several are best, the choice depends on the values alone.
+/// @param values  [n, n], row-major
+/// @return for every row its column
+/// @throws Error when values is not [n, n]; InvalidInput for a value that is not finite.
+std::vector<int> optimal_assignment(std::span<const double> values, std::size_t n, Optimum optimum);
+
+}  // namespace moetrim
