@@ -220,7 +220,7 @@ Plan plan_from_json(const Json& json, const std::filesystem::path& file) {
   plan.experts = fields.whole("experts", 1);
   read_head_changes(fields, plan);
   plan.keep = fields.whole("keep", 1, plan.order == SlotOrder::free ? kMostSlots : plan.experts);
-  plan.experts_per_token = fields.whole("experts_per_token", 1, plan.experts);
+  plan.experts_per_token = fields.whole("experts_per_token", 1, plan.keep);
   if (fields.has("experts_per_token_after")) plan.experts_per_token_after = fields.whole("experts_per_token_after", 1, plan.keep);
   if (fields.has("width")) plan.width = fields.whole("width", 1, kMostWidth);
   read_groups(fields, file, plan);
