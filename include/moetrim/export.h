@@ -70,6 +70,7 @@ struct ExportRequest {
   std::string card;                   ///< README.md
   std::string modelling_code;         ///< kSlimFile; empty where transformers' own classes read the checkpoint
   std::string source_fingerprint;     ///< Checkpoint::fingerprint() of the source
+  RewriteSources sources = {};        ///< what recipes of tensors need beside the source
   std::vector<std::string> warnings;  ///< for the caller to print; not written
 };
 
@@ -114,7 +115,7 @@ struct ExportEstimate {
 struct PrepareOptions {
   bool allow_other_checkpoint = false;  ///< accept a plan whose fingerprint is not the source's
   Mtp mtp = Mtp::prune;                 ///< what becomes of multi-token-prediction blocks
-  RewriteSources sources = {};
+  RewriteSources sources = {};          ///< what the plan needs beside the checkpoint
 };
 
 /// Checks the plan and prepares everything that export_checkpoint needs.

@@ -45,30 +45,31 @@ struct AtomCut {
 };
 
 /// Bytes [begin, end) of a tensor of the source, which must outlive the piece, or what the cut leaves of them.
+/// With a recipe the bytes are those of one slab, and values of the same type are computed in their place before the cut.
 struct Piece {
   const Tensor* source = nullptr;
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
   AtomCut cut = {};
+  std::shared_ptr<const SlabRecipe> recipe = {};
 
   /// What the piece adds to the new tensor.
   std::uint64_t bytes() const;
 };
 
-/// Values that are computed, one matrix (of an expert) or slab after another.
+/// Values of a quantised weight that are computed from it, one matrix (of an expert) after another. The recipe of a matrix is
+/// that of its piece.
 struct Computation {
   enum class Result : std::uint8_t {
-    bf16,       ///< dequantised, rows and columns as the family's plain tensor has them
+    bf16,       ///< the values, rounded, lying as the family's plain tensor does
     fp8,        ///< codes, quantised again, in the scheme and the order of rows and columns of the source
     fp8_scale,  ///< their scales
-    as_stored,  ///< bf16, f16 or f32 as in the source, rounded once; needs `slabs`
   };
   Result result = Result::bf16;
   const Weight* weight = nullptr;
   std::vector<int> experts;        ///< of a fused weight: ids in the source, in their new order
   std::vector<SharedAtoms> atoms;  ///< of every matrix; no list: all of them
   std::int64_t zeros = 0;          ///< atomic experts of zeros behind those; needs the list
-  std::vector<SlabRecipe> slabs;   ///< what each is made of; empty: the expert's own values
 };
 
 /// A tensor of the new checkpoint. Its bytes are the pieces, joined, unless they are `literal` or computed from the pieces.
@@ -103,7 +104,8 @@ void check_plan(const Model& model, const Plan& plan, std::string_view fingerpri
 enum class WidthForm : std::uint8_t {
   whole,    ///< nothing changed
   config,   ///< one number in config.json, which every runtime reads
-  listed,   ///< a number per expert in config.json's "moetrim_slim", which our own modelling code reads
+  listed,   ///< a number per expert in config.json's "moetrim_slim", which our own modelling code reads; also where that
+            ///< says which expert a row of the router means
 };
 
 /// What becomes of the experts' widths.
@@ -116,7 +118,7 @@ struct Slimming {
   std::string why;                ///< form `listed`: a clause, for the reader
 };
 
-/// Widths that differ are listed. Equal ones are a number in config.json, unless the same key also sizes the shared expert.
+/// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts. Equal ones are a number in config.json, unless the same key also sizes the shared expert.
 /// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no
 /// multiple grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are
 /// listed too. Expects a plan that check_plan accepts.
@@ -128,6 +130,7 @@ Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune)
 /// The widths of a checkpoint that lists them.
 struct SlimWidths {
   std::map<int, std::vector<std::int64_t>> widths;  ///< by absolute id of the MoE layer, of every expert
+  std::map<int, std::vector<std::int64_t>> map;     ///< likewise, of every row of the router its expert; empty: row i is expert i
   bool input_first = false;
 };
 /// What config.json's "moetrim_slim" says, or nothing when it is not there.
@@ -143,7 +146,7 @@ std::string slim_name(std::string_view tensor, std::string_view part, int expert
 /// The tensors of the new checkpoint, in reading order of the source, so that reading stays sequential.
 /// Experts are numbered by their slots in PlanLayer::keep, in the layout (one by one, or fused) that was read;
 /// where widths are listed, every expert has tensors of its own. Expects a plan that check_plan accepts.
-/// Slots whose values change are described, not computed: see SlabRecipe and Computation.
+/// Slots whose values change are described, not computed: see SlabRecipe and Piece.
 /// @throws InvalidInput when a row of a packed tensor does not end on a byte, slimming_of refuses, values of such a format
 ///         cannot be computed, or a source is missing.
 std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune,

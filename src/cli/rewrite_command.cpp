@@ -16,7 +16,7 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice;
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics;
   int writers = 2;
   bool overwrite = false, other = false, dry_run = false;
 };
@@ -83,7 +83,8 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
     const Slice slice = parse_slice(flags.slice);
     options.share = ShardShare{.number = slice.number, .count = slice.count};
   }
-  const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp)};
+  const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp),
+                               .sources = {.statistics = flags.statistics}};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
@@ -120,6 +121,9 @@ void add_rewrite(CLI::App& app, Session& session) {
                       "that finds all files finished completes the folder");
   command->add_option("--mtp", flags->mtp, "Multi-token-prediction blocks: prune as the plan says, keep whole, or drop")
       ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
+  command->add_option("--statistics", flags->statistics,
+                      "Statistics folder that the plan was made from, where it aligns merged experts by activations or replaces experts "
+                      "by constants");
   command->add_option("--also-dtype", flags->also_dtype,
                       "Write a second checkpoint beside the output, OUTPUT-bf16, with quantised weights dequantised: bf16");
   command->add_flag("--overwrite", flags->overwrite, "Replace the output if moetrim wrote it");

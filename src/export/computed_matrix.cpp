@@ -3,6 +3,7 @@
 #include "export/computed_matrix.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "export/fp8_blocks.h"
 #include "export/piece_reader.h"
@@ -12,18 +13,6 @@
 namespace moetrim::export_detail {
 
 namespace {
-
-struct Range {
-  std::uint64_t begin = 0, size = 0;
-};
-
-/// One expert's share of a fused part, or all of it where one value serves all experts.
-Range range_of(const Tensor& tensor, const Weight& weight, int expert) {
-  const bool one_for_all = tensor.shape.empty() || tensor.shape == std::vector<std::int64_t>{1};
-  if (!weight.fused() || one_for_all) return {0, tensor.size};
-  const std::uint64_t size = tensor.size / static_cast<std::uint64_t>(tensor.shape[0]);
-  return {size * static_cast<std::uint64_t>(expert), size};
-}
 
 /// [rows, cols] to [cols, rows], in squares that fit the cache.
 void transpose(std::span<const std::uint16_t> from, std::vector<std::byte>& out, std::size_t rows, std::size_t cols) {
@@ -49,10 +38,22 @@ SharedAtoms atoms_of(const Computation& computation, std::size_t index) {
   return computation.atoms.empty() ? nullptr : computation.atoms[index];
 }
 
+/// How many columns are left of `values` of them; rows follow.
+std::size_t columns_left(const Model& model, const Computation& computation, std::size_t index, const Packing& packing,
+                         std::size_t values) {
+  const bool cut = atoms_of(computation, index) && !AtomLayout(model, *computation.weight).along_rows();
+  return cut ? values / static_cast<std::size_t>(packing.rows) : static_cast<std::size_t>(packing.cols);
+}
+
 }  // namespace
 
 std::size_t matrix_count(const Computation& computation) {
   return computation.weight->fused() ? computation.experts.size() : 1;
+}
+
+const Piece* piece_with_recipe(const OutputTensor& tensor, std::size_t index) {
+  const bool piece_by_piece = tensor.pieces.size() == matrix_count(*tensor.computation);
+  return piece_by_piece && tensor.pieces[index].recipe ? &tensor.pieces[index] : nullptr;
 }
 
 std::uint64_t matrix_bytes(const Model& model, const Computation& computation) {
@@ -70,27 +71,6 @@ std::uint64_t matrix_bytes(const Model& model, const Computation& computation) {
   return bytes;
 }
 
-void ComputedMatrix::read_parts(const Weight& weight, int expert, PackedWeight& parts) {
-  std::uint64_t bytes = 0;
-  const auto each = [&](const auto& act) {
-    for (std::size_t part = 0; part < kPartCount; ++part) {
-      const Tensor* tensor = weight.parts[part];
-      if (tensor != nullptr && static_cast<Part>(part) != Part::input_scale) {
-        act(static_cast<Part>(part), *tensor, range_of(*tensor, weight, expert));
-      }
-    }
-  };
-  each([&](Part, const Tensor&, const Range& range) { bytes += range.size; });
-  raw_.resize(static_cast<std::size_t>(bytes));
-  bytes = 0;
-  each([&](Part part, const Tensor& tensor, const Range& range) {
-    const std::span room = std::span(raw_).subspan(static_cast<std::size_t>(bytes), static_cast<std::size_t>(range.size));
-    source_.read(tensor, range.begin, room);
-    parts[part]->bytes = room.data();
-    bytes += range.size;
-  });
-}
-
 template <class Value>
 std::span<const Value> ComputedMatrix::cut(const Computation& computation, std::size_t index,
                                            const std::vector<Value>& values) {
@@ -105,32 +85,66 @@ std::span<const Value> ComputedMatrix::cut(const Computation& computation, std::
   return {reinterpret_cast<const Value*>(cut_.data()), cut_.size() / sizeof(Value)};
 }
 
-std::span<const std::byte> ComputedMatrix::compute(const Computation& computation, std::size_t index) {
+std::span<const std::byte> ComputedMatrix::compute(const OutputTensor& tensor, std::size_t index) {
+  if (keeps_bytes(tensor, index)) return kept_bytes(tensor, index);
+  return tensor.computation->result == Computation::Result::bf16 ? dequantised(tensor, index) : quantised_again(tensor, index);
+}
+
+bool ComputedMatrix::keeps_bytes(const OutputTensor& tensor, std::size_t index) const {
+  const Computation& computation = *tensor.computation;
+  if (computation.result == Computation::Result::bf16 || piece_with_recipe(tensor, index) != nullptr) return false;
+  const SharedAtoms atoms = atoms_of(computation, index);
+  return !atoms || AtomLayout(model_, *computation.weight).fits(*atoms);
+}
+
+std::span<const std::byte> ComputedMatrix::kept_bytes(const OutputTensor& tensor, std::size_t index) {
+  const Piece& piece = tensor.pieces[index];
+  raw_.resize(static_cast<std::size_t>(piece.end - piece.begin));
+  source_.read(*piece.source, piece.begin, raw_);
+  const SharedAtoms atoms = atoms_of(*tensor.computation, index);
+  const AtomLayout layout(model_, *tensor.computation->weight);
+  const Part part = tensor.computation->result == Computation::Result::fp8 ? Part::values : Part::scale;
+  const auto rows = layout.rows(part);
+  if (!atoms || !rows) return raw_;
+  const StoredPart& stored = *layout.matrix().parts[part];
+  const std::size_t inner = rows->dim == 0 ? static_cast<std::size_t>(stored.shape.at(1)) : 1;
+  cut_rows(raw_, rows->cut(atoms, inner * static_cast<std::size_t>(dtype_bits(stored.dtype)) / 8), cut_);
+  return cut_;
+}
+
+std::span<const std::byte> ComputedMatrix::dequantised(const OutputTensor& tensor, std::size_t index) {
+  const Computation& computation = *tensor.computation;
   const Weight& weight = *computation.weight;
   StoredMatrix matrix = stored_matrix(model_, weight);
-  read_parts(weight, weight.fused() ? computation.experts[index] : -1, matrix.parts);
-  const auto rows = static_cast<std::size_t>(matrix.packing.rows);
-  const auto cols = static_cast<std::size_t>(matrix.packing.cols);
-  // How many columns are left; rows follow.
-  const auto cols_of = [&](std::size_t values) {
-    const SharedAtoms atoms = atoms_of(computation, index);
-    return atoms && !AtomLayout(model_, weight).along_rows() ? values / rows : cols;
-  };
-  if (computation.result == Computation::Result::bf16) {
-    halves_.resize(rows * cols);
+  halves_.resize(static_cast<std::size_t>(matrix.packing.rows * matrix.packing.cols));
+  if (const Piece* piece = piece_with_recipe(tensor, index)) {
+    store_values(slabs_.values(*piece), Dtype::bf16, tensor.spec.name, raw_);
+    std::memcpy(halves_.data(), raw_.data(), raw_.size());
+  } else {
+    reader_.read_parts(weight, weight.fused() ? computation.experts[index] : -1, matrix.parts);
     dequantise_bf16(matrix.parts, matrix.packing, halves_);
-    const auto kept = cut(computation, index, halves_);
-    if (!is_flipped(weight, matrix)) return std::as_bytes(kept);
-    const std::size_t left = cols_of(kept.size());
-    transpose(kept, out_, left == 0 ? 0 : kept.size() / left, left);
-    return out_;
   }
-  floats_.resize(rows * cols);
-  dequantise(matrix.parts, matrix.packing, floats_);
+  const auto kept = cut(computation, index, halves_);
+  if (!is_flipped(weight, matrix)) return std::as_bytes(kept);
+  const std::size_t left = columns_left(model_, computation, index, matrix.packing, kept.size());
+  transpose(kept, out_, left == 0 ? 0 : kept.size() / left, left);
+  return out_;
+}
+
+std::span<const std::byte> ComputedMatrix::quantised_again(const OutputTensor& tensor, std::size_t index) {
+  const Computation& computation = *tensor.computation;
+  const Weight& weight = *computation.weight;
+  const StoredMatrix matrix = stored_matrix(model_, weight);
+  if (const Piece* piece = piece_with_recipe(tensor, index)) {
+    const auto values = slabs_.values(*piece);
+    floats_.assign(values.begin(), values.end());
+  } else {
+    reader_.read(weight, weight.fused() ? computation.experts[index] : -1, floats_);
+  }
   const auto kept = cut(computation, index, floats_);
   const StoredPart& scale = *matrix.parts[Part::scale];
-  const Blocks blocks{cols_of(kept.size()), static_cast<std::size_t>(matrix.packing.scale_rows),
-                      static_cast<std::size_t>(matrix.packing.scale_cols)};
+  const Blocks blocks{columns_left(model_, computation, index, matrix.packing, kept.size()),
+                      static_cast<std::size_t>(matrix.packing.scale_rows), static_cast<std::size_t>(matrix.packing.scale_cols)};
   const std::vector<float> scales = block_scales(kept, blocks, scale.dtype, scale.name);
   if (computation.result == Computation::Result::fp8) encode_blocks(kept, blocks, scales, out_);
   else store_scales(scales, scale.dtype, out_);

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "export/computed_slab.h"
 #include "moetrim/export.h"
 #include "moetrim/quantised.h"
 
@@ -15,24 +16,34 @@ std::size_t matrix_count(const Computation& computation);
 
 /// Memory for one of them: what is read and what is computed.
 std::uint64_t matrix_bytes(const Model& model, const Computation& computation);
+/// Its piece where that has a recipe, else null.
+const Piece* piece_with_recipe(const OutputTensor& tensor, std::size_t index);
 
 /// Keeps its buffers from one matrix to the next.
 class ComputedMatrix {
  public:
-  /// The source is the model's checkpoint. Both must outlive this.
-  ComputedMatrix(const Checkpoint& source, const Model& model) : source_(source), model_(model) {}
+  /// All must outlive this; the source is the model's checkpoint.
+  ComputedMatrix(const Checkpoint& source, const Model& model, ComputedSlab& slabs)
+      : source_(source), model_(model), reader_(source, model), slabs_(slabs) {}
 
-  /// Bytes of matrix `index`; valid until the next call. @throws InvalidInput on a scale that cannot be meant.
-  std::span<const std::byte> compute(const Computation& computation, std::size_t index);
+  /// Bytes of matrix `index` of a tensor with a computation; valid until the next call.
+  /// @throws InvalidInput on a scale that cannot be meant.
+  std::span<const std::byte> compute(const OutputTensor& tensor, std::size_t index);
 
  private:
-  void read_parts(const Weight& weight, int expert, PackedWeight& parts);
+  /// Whether its codes and scales stay what they are.
+  bool keeps_bytes(const OutputTensor& tensor, std::size_t index) const;
+  std::span<const std::byte> kept_bytes(const OutputTensor& tensor, std::size_t index);
+  std::span<const std::byte> dequantised(const OutputTensor& tensor, std::size_t index);
+  std::span<const std::byte> quantised_again(const OutputTensor& tensor, std::size_t index);
   /// The values that stay, rows and columns as stored.
   template <class Value>
   std::span<const Value> cut(const Computation& computation, std::size_t index, const std::vector<Value>& values);
 
   const Checkpoint& source_;
   const Model& model_;
+  SlabReader reader_;
+  ComputedSlab& slabs_;
   std::vector<std::byte> raw_, cut_, out_;
   std::vector<std::uint16_t> halves_;
   std::vector<float> floats_;

@@ -5,10 +5,12 @@
 #include <numeric>
 
 #include "export/computed_matrix.h"
+#include "export/computed_slab.h"
 #include "export/disk_need.h"
 #include "export/piece_reader.h"
 #include "export/staging.h"
 #include "moetrim/export.h"
+#include "moetrim/statistics.h"
 
 namespace moetrim {
 
@@ -38,16 +40,38 @@ std::uint64_t elements(const TensorSpec& spec) {
                          [](std::uint64_t product, std::int64_t n) { return product * static_cast<std::uint64_t>(n); });
 }
 
+/// Sampled activations of a layer, as read and centred.
+std::uint64_t sample_bytes(const ExportRequest& request) {
+  const bool by_activations = std::any_of(request.tensors.begin(), request.tensors.end(), [](const OutputTensor& tensor) {
+    return std::any_of(tensor.pieces.begin(), tensor.pieces.end(), [](const Piece& piece) {
+      return piece.recipe && piece.recipe->group && piece.recipe->group->by == Alignment::activations;
+    });
+  });
+  if (!by_activations) return 0;
+  const auto facts = read_statistics_manifest(request.sources.statistics).vectors;
+  const auto samples = facts ? static_cast<std::uint64_t>(facts->activation_samples) : 0;
+  const Model& model = *request.model;
+  return 2 * samples * static_cast<std::uint64_t>(model.experts * model.expert_width) * sizeof(float);
+}
+
 /// Buffers of the copy, one matrix where some are computed, and the lists of tensors and pieces.
 std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request, int writers) {
   constexpr std::uint64_t kPerTensor = 512;  // name, shape, spec, its place in a shard and in the index
   constexpr std::uint64_t kBlocks = 2;       // what is written, and the window that a cut reads through
   std::uint64_t bytes = kPerTensor * (source.tensors().size() + 2 * request.tensors.size());
-  std::uint64_t matrix = 0;
+  std::uint64_t matrix = 0, slab = 0;
+  bool edits = false;
   for (const OutputTensor& tensor : request.tensors) {
     bytes += 2 * tensor.pieces.size() * sizeof(Piece);
     if (tensor.computation) matrix = std::max(matrix, export_detail::matrix_bytes(*request.model, *tensor.computation));
+    for (const Piece& piece : tensor.pieces) {
+      if (!piece.recipe) continue;
+      edits = true;
+      slab = std::max(slab, export_detail::slab_bytes(*request.model, piece));
+    }
   }
+  if (edits) bytes += export_detail::Alignments::kKeptBytes + sample_bytes(request);
+  matrix += slab;
   return bytes + static_cast<std::uint64_t>(writers) * (kBlocks * export_detail::kBlockBytes + matrix);
 }
 

@@ -125,7 +125,8 @@ class Export {
       add(*pruned_, i);
       for (; next < awaited.size() && awaited[next] <= i; ++next) add(*twin_, next);
     }
-    Writers(source_, *request_.model, meter_).write(orders, options_.writers, options_.stop);
+    Alignments alignments(source_, *request_.model, request_.sources.statistics);
+    Writers(source_, *request_.model, alignments, meter_).write(orders, options_.writers, options_.stop);
   }
 
   /// Of runs that share the folder, the one that finds all shards finished completes it. @return false when it is not this one

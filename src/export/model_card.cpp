@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <map>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -142,8 +143,8 @@ vllm serve FOLDER
 
 constexpr std::string_view kLoadingListed = R"(## Loading
 
-The widths of the experts are listed in `config.json`, and `modeling_moetrim.py`, in this folder, reads them. transformers 5
-loads it when it may run that file; other runtimes do not know the architecture.
+`config.json` lists the experts' widths, or which rows of the router share an expert, and `modeling_moetrim.py`, in this folder,
+reads the list. transformers 5 loads it when it may run that file; other runtimes do not know the architecture.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,10 +156,14 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 )";
 
 /// What was done to weights that stay.
-std::string unchanged(const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
+std::string unchanged(const Plan& plan, const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
   if (!dequantised_to.empty()) {
     return fmt::format("The weights that remain have the values that the quantised model computes with, rounded to {}: what "
                        "quantisation lost is not back, and nothing was trained.", dequantised_to);
+  }
+  if (changes_values(plan)) {
+    return "Weights that the plan changes were computed from the source's and rounded once; all others are unchanged. Nothing was "
+           "trained.";
   }
   if (widths && widths->quantised_again > 0) {
     return fmt::format("Nothing was trained after removal. {} weights were quantised again, as the last lines say; all "
@@ -167,18 +172,41 @@ std::string unchanged(const std::optional<WidthFacts>& widths, std::string_view 
   return "The weights that remain are unchanged: nothing was trained or quantised after removal.";
 }
 
-std::string limits(std::span<const std::string> warnings, const std::optional<WidthFacts>& widths,
+std::string limits(const Plan& plan, std::span<const std::string> warnings, const std::optional<WidthFacts>& widths,
                    std::string_view dequantised_to) {
   std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
                     "it before use.\n";
-  out += fmt::format("- {}\n", unchanged(widths, dequantised_to));
+  out += fmt::format("- {}\n", unchanged(plan, widths, dequantised_to));
   for (const auto& warning : warnings) out += fmt::format("- {}\n", warning);
   return out;
 }
 
+/// Sums over the MoE layers of a plan that merges.
+std::string what_was_merged(const Plan& plan) {
+  std::size_t groups = 0, members = 0, gone = 0;
+  for (const PlanLayer& layer : plan.layers) {
+    std::set<int> left(layer.keep.begin(), layer.keep.end());
+    for (const MergeGroup& group : layer.merge) {
+      ++groups;
+      members += group.members.size();
+      left.insert(group.members.begin(), group.members.end());
+    }
+    gone += static_cast<std::size_t>(plan.experts) - left.size();
+  }
+  std::string out = fmt::format("In its {} MoE layers {} experts were merged into {}: their weighted means", plan.layers.size(), members, groups);
+  if (plan.align == Alignment::weights) out += ", with their atomic experts in the order that fits the weights best";
+  if (plan.align == Alignment::activations) out += ", with their atomic experts in the order that fits their activations best";
+  if (gone > 0) out += fmt::format("; {} experts were removed", gone);
+  return out + fmt::format(". The router's form is `{}`. ", merged_router_name(plan.router));
+}
+
 std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& widths) {
   std::string out;
-  if (plan.keep < plan.experts || !widths) {
+  if (merges(plan)) {
+    out = what_was_merged(plan);
+  } else if (plan.keep > plan.experts) {
+    out = fmt::format("Experts of every MoE layer were repeated, with their router rows: {} of {}. ", plan.keep, plan.experts);
+  } else if (plan.keep < plan.experts || (!widths && !changes_values(plan))) {
     out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ",
                       plan.experts - plan.keep, plan.experts);
   }
@@ -206,13 +234,14 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
   const std::string base = export_detail::base_model(*model.checkpoint);
   const auto widths = width_facts(model, plan, tensors, mtp);
   std::string out = front_matter(model);
-  out += fmt::format("# {} with {} of {} experts{}\n\n", base, plan.keep, plan.experts, widths ? ", slimmer" : "");
+  out += fmt::format("# {} with {} of {} experts{}{}\n\n", base, plan.keep, plan.experts, merges(plan) ? ", merged" : "",
+                     widths ? ", slimmer" : "");
   out += fmt::format("Made from {} by moetrim {}: {}\n\n", base, tool_version, what_was_removed(plan, widths));
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);
   out += size_table(model, plan, tensors, widths);
   out += "## How the experts were chosen\n\n" + experts_chosen(plan);
-  out += widths && widths->slimming.form == WidthForm::listed ? kLoadingListed : kLoading;
-  return out + limits(warnings, widths, dequantised_to);
+  out += slimming_of(model, plan, mtp).form == WidthForm::listed ? kLoadingListed : kLoading;
+  return out + limits(plan, warnings, widths, dequantised_to);
 }
 
 }  // namespace moetrim

@@ -1,8 +1,9 @@
-"""Experts of different widths, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
+"""Experts of different widths, and merged experts, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
 
 `moetrim_slim` in config.json lists the width of every expert, by layer. The experts of those layers have parameters of their
 own, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and
-`slim_down_bias.N` where the architecture has biases. All else is the class that transformers has for the architecture.
+`slim_down_bias.N` where the architecture has biases. Where `map` lists an expert for every row of the router, rows share merged
+experts. All else is the class that transformers has for the architecture.
 """
 import re
 
@@ -19,9 +20,10 @@ class SlimExperts(nn.Module):
     `input_first` is set; biases are [F], [F] and [H].
     """
 
-    def __init__(self, stock: nn.Module, widths: list[int], hidden: int, input_first: bool):
+    def __init__(self, stock: nn.Module, widths: list[int], hidden: int, input_first: bool, expert_of_row: list[int]):
         super().__init__()
         self.widths = widths
+        self.expert_of_row = expert_of_row
         self.input_first = input_first
         self.has_bias = hasattr(stock, "gate_up_proj_bias")
         self.act_fn = getattr(stock, "act_fn", None)
@@ -47,10 +49,13 @@ class SlimExperts(nn.Module):
         if top_k_index is None:
             return self.share_by_share(hidden_states)
         out = torch.zeros_like(hidden_states)
-        for expert in top_k_index.unique().tolist():
-            if expert >= len(self.widths):  # how expert parallelism marks what another rank computes
+        # Rows beyond the router's are how expert parallelism marks what another rank computes.
+        experts = torch.tensor([*self.expert_of_row, len(self.widths)], device=top_k_index.device)
+        top_k_expert = experts[top_k_index.clamp(max=len(self.expert_of_row))]
+        for expert in top_k_expert.unique().tolist():
+            if expert == len(self.widths):
                 continue
-            token, rank = torch.where(top_k_index == expert)
+            token, rank = torch.where(top_k_expert == expert)
             weighted = self.expert(expert, hidden_states[token]) * top_k_weights[token, rank, None]
             out.index_add_(0, token, weighted.to(out.dtype))
         return out
@@ -58,7 +63,7 @@ class SlimExperts(nn.Module):
     def share_by_share(self, hidden_states):
         """Llama 4 calls with every expert's share, [E T, H], scaled by the router: zeros for tokens of other experts."""
         out = []
-        for expert, share in enumerate(hidden_states.chunk(len(self.widths))):
+        for expert, share in zip(self.expert_of_row, hidden_states.chunk(len(self.expert_of_row))):
             used = share.any(dim=-1)
             out.append(torch.zeros_like(share))
             out[-1][used] = self.expert(expert, share[used])
@@ -97,7 +102,8 @@ class SlimMoe(StockModel):
             if match and match[1] in slim["widths"]:
                 widths = slim["widths"][match[1]]
                 block = self.get_submodule(name.removesuffix(".experts"))
-                block.experts = SlimExperts(module, widths, hidden, slim["input_first"])
+                expert_of_row = slim.get("map", {}).get(match[1], list(range(len(widths))))
+                block.experts = SlimExperts(module, widths, hidden, slim["input_first"], expert_of_row)
                 missing.discard(match[1])
         layers = config.get_text_config().num_hidden_layers  # behind them are blocks that transformers leaves out
         missing = [layer for layer in missing if int(layer) < layers]

@@ -1,6 +1,8 @@
 // From model and plan to everything that export_checkpoint writes.
 
+#include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 
 #include <fmt/format.h>
@@ -56,6 +58,13 @@ std::string quantised_again(const WidthFacts& facts) {
                      "per block; {}.", facts.quantised_again, advice);
 }
 
+/// Weights in FP8 blocks of which the plan changes values.
+std::ptrdiff_t edited_codes(std::span<const OutputTensor> tensors) {
+  return std::count_if(tensors.begin(), tensors.end(), [](const OutputTensor& tensor) {
+    return tensor.computation && tensor.computation->result == Computation::Result::fp8 && has_recipe(tensor);
+  });
+}
+
 }  // namespace
 
 ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version, const PrepareOptions& options) {
@@ -65,14 +74,19 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   check_plan(model, plan, {}, mtp);  // cheap; the fingerprint reads from every tensor
   request.source_fingerprint = model.checkpoint->fingerprint();
   if (!options.allow_other_checkpoint) check_plan(model, plan, request.source_fingerprint, mtp);
+  request.sources = options.sources;
   request.tensors = plan_tensors(model, plan, mtp, options.sources);
   request.config = rewrite_config(model, plan, mtp);
   request.warnings = rewrite_warnings(model, plan, mtp);
   const auto facts = width_facts(model, plan, request.tensors, mtp);
-  if (facts && facts->slimming.form == WidthForm::listed) {
-    request.modelling_code = modelling_code(facts->slimming.architecture);
+  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::listed) {
+    request.modelling_code = modelling_code(slimming.architecture);
   }
   if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));
+  if (const auto weights = edited_codes(request.tensors); weights > 0) {
+    request.warnings.push_back(fmt::format("The values of {} weights in FP8 blocks changed and are quantised again, with a new scale per "
+                                           "block.", weights));
+  }
   request.record = record_of(request, plan, facts, tool_version, mtp);
   request.card = model_card(model, plan, request.tensors, request.warnings, tool_version, {}, mtp);
   return request;

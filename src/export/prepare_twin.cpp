@@ -78,6 +78,7 @@ TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportReque
   twin.config = pruned.config;
   remove_quantisation(twin.config);
   twin.source_fingerprint = pruned.source_fingerprint;
+  twin.sources = pruned.sources;
   for (const auto& warning : rewrite_warnings(model, plan, options.mtp)) {
     if (!warning.starts_with(kQuantization)) twin.warnings.push_back(warning);  // the twin has no such key
   }

@@ -29,10 +29,21 @@ std::uint64_t step_bytes(const OutputTensor& tensor, std::size_t step) {
 }
 
 bool only_moves(const OutputTensor& tensor, std::size_t step) {
-  return tensor.literal.empty() && !tensor.computation && !tensor.pieces[step].cut.atoms;
+  return tensor.literal.empty() && !tensor.computation && !tensor.pieces[step].recipe && !tensor.pieces[step].cut.atoms;
 }
 
 const Tensor* source_of(const OutputTensor& tensor) { return tensor.pieces.empty() ? nullptr : tensor.pieces.front().source; }
+
+/// The experts that a merged one was made of have no other tensor of their own in the new checkpoint.
+void drop_parts(const Checkpoint& source, const Model& model, const Piece& piece) {
+  if (!piece.recipe || !piece.recipe->group) return;
+  const TensorPlace& place = place_of(model, *piece.source);
+  for (const Contribution& part : piece.recipe->parts) {
+    for (const Tensor* tensor : weight_of(model, place, part.expert).parts) {
+      if (tensor != nullptr) source.drop_cache(*tensor);
+    }
+  }
+}
 
 void add_move(std::vector<Job>& jobs, const SafetensorsFile& source, std::uint64_t offset, std::uint64_t at, std::uint64_t size) {
   if (!jobs.empty() && jobs.back().source == &source && jobs.back().offset + jobs.back().size == offset) {
@@ -108,13 +119,14 @@ void ShardFile::write_step(const Job& job, Workbench& bench, const std::function
     written(filled);
   }
   if (done != job.size) throw Error(fmt::format("tensor {}: its part {} is not {} bytes long", job.tensor->spec.name, job.step, job.size));
-  drop_cache(job);
+  drop_cache(job, bench.model);
 }
 
-void ShardFile::drop_cache(const Job& job) const {
+void ShardFile::drop_cache(const Job& job, const Model& model) const {
   const Tensor* source = source_of(*job.tensor);
   if (cached_ == Cached::keep || !job.last_use || source == nullptr) return;
   source_.drop_cache(*source);
+  for (const Piece& piece : job.tensor->pieces) drop_parts(source_, model, piece);
   if (!job.tensor->computation) return;
   for (const Tensor* part : job.tensor->computation->weight->parts) {
     if (part != nullptr) source_.drop_cache(*part);

@@ -35,8 +35,10 @@ std::vector<Job> jobs_of(const Checkpoint& source, const Shard& shard);
 
 /// What a thread keeps from one job to the next.
 struct Workbench {
-  Workbench(const Checkpoint& source, const Model& model) : reader(source, model) {}
+  Workbench(const Checkpoint& source, const Model& its_model, Alignments& alignments)
+      : model(its_model), reader(source, its_model, alignments) {}
 
+  const Model& model;
   TensorReader reader;
   std::vector<std::byte> block;  ///< kBlockBytes, once it is needed
 };
@@ -55,7 +57,7 @@ class ShardFile {
   void read_soon(std::size_t job) const;
   void move(const Job& job);
   void write_step(const Job& job, Workbench& bench, const std::function<void(std::uint64_t)>& written);
-  void drop_cache(const Job& job) const;
+  void drop_cache(const Job& job, const Model& model) const;
 
   const Checkpoint& source_;
   const Cached cached_;

@@ -17,7 +17,9 @@ void TensorReader::open(const OutputTensor& tensor, std::size_t step) {
   if (!tensor.literal.empty()) {
     ready_ = std::as_bytes(std::span(tensor.literal));
   } else if (tensor.computation) {
-    ready_ = matrix_.compute(*tensor.computation, step);
+    ready_ = matrix_.compute(tensor, step);
+  } else if (tensor.pieces[step].recipe) {
+    ready_ = slab_.bytes(tensor.pieces[step]);
   } else {
     in_memory_ = false;
     pieces_.open(tensor.pieces[step]);

@@ -17,8 +17,9 @@ std::size_t step_count(const OutputTensor& tensor);
 /// Reads one step after another, in any order; keeps its buffers meanwhile.
 class TensorReader {
  public:
-  /// Both must outlive this; the source is the model's checkpoint.
-  TensorReader(const Checkpoint& source, const Model& model) : pieces_(source), matrix_(source, model) {}
+  /// All must outlive this; the source is the model's checkpoint.
+  TensorReader(const Checkpoint& source, const Model& model, Alignments& alignments)
+      : pieces_(source), slab_(source, model, alignments), matrix_(source, model, slab_) {}
 
   /// Starts with a step of a tensor, which must outlive the reading.
   void open(const OutputTensor& tensor, std::size_t step);
@@ -27,6 +28,7 @@ class TensorReader {
 
  private:
   PieceReader pieces_;
+  ComputedSlab slab_;
   ComputedMatrix matrix_;
   bool in_memory_ = false;
   std::span<const std::byte> ready_;  ///< what is left of a literal or a computed matrix

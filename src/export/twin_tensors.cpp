@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "export/slab_values.h"
 #include "family/place_tensors.h"
 #include "moetrim/error.h"
 #include "moetrim/quantised.h"
@@ -25,10 +26,6 @@ bool is_float_of_few_bits(Dtype dtype) {
 }
 
 bool is_quantised(const Weight& weight) { return (weight.rule->axes.size() == 2 || weight.fused()) && weight.packed(); }
-
-const TensorPlace& place_of(const Model& model, const Tensor& tensor) {
-  return model.places.at(static_cast<std::size_t>(&tensor - model.checkpoint->tensors().data()));
-}
 
 /// A tensor that the family does not know goes along, unless it belongs to what config.json no longer speaks of.
 bool follows(const Model& model, const Tensor& tensor) {

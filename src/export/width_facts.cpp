@@ -10,6 +10,10 @@
 
 namespace moetrim::export_detail {
 
+bool has_recipe(const OutputTensor& tensor) {
+  return std::any_of(tensor.pieces.begin(), tensor.pieces.end(), [](const Piece& piece) { return piece.recipe != nullptr; });
+}
+
 std::string WidthFacts::widths() const {
   if (least == most) return std::to_string(most);
   const double share = static_cast<double>(kept_atoms) / static_cast<double>(kept_experts);
@@ -19,7 +23,7 @@ std::string WidthFacts::widths() const {
 std::optional<WidthFacts> width_facts(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors, Mtp mtp) {
   WidthFacts out;
   out.slimming = slimming_of(model, plan, mtp);
-  if (out.slimming.form == WidthForm::whole) return std::nullopt;
+  if (out.slimming.form == WidthForm::whole || plan.width == 0) return std::nullopt;
   out.before = out.least = plan.width;
   for (const PlanLayer& layer : plan.layers) {
     if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
@@ -33,7 +37,7 @@ std::optional<WidthFacts> width_facts(const Model& model, const Plan& plan, std:
     }
   }
   for (const OutputTensor& tensor : tensors) {
-    if (!tensor.computation || tensor.computation->result != Computation::Result::fp8) continue;
+    if (!tensor.computation || tensor.computation->result != Computation::Result::fp8 || has_recipe(tensor)) continue;
     ++out.quantised_again;
     out.block = AtomLayout(model, *tensor.computation->weight).block();
   }

@@ -24,6 +24,9 @@ struct WidthFacts {
   std::string widths() const;
 };
 
+/// Whether the tensor holds values that no tensor of the source holds.
+bool has_recipe(const OutputTensor& tensor);
+
 /// @param tensors  of the new checkpoint
 /// @return nothing when experts keep their width
 std::optional<WidthFacts> width_facts(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors, Mtp mtp);

@@ -27,7 +27,7 @@ void Writers::write(std::span<const ShardOrder> orders, int count, const std::at
 
 void Writers::work() {
   try {
-    Workbench bench(source_, model_);
+    Workbench bench(source_, model_, alignments_);
     while (auto part = take()) {
       part->shard->file.write(part->job, bench, [this](std::uint64_t bytes) { report(bytes); });
       count_done(std::move(*part));

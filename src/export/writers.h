@@ -23,7 +23,8 @@ struct ShardOrder {
 /// so all threads work on one large shard, and none waits while another flushes its shard to disk.
 class Writers {
  public:
-  Writers(const Checkpoint& source, const Model& model, Meter& meter) : source_(source), model_(model), meter_(meter) {}
+  Writers(const Checkpoint& source, const Model& model, Alignments& alignments, Meter& meter)
+      : source_(source), model_(model), alignments_(alignments), meter_(meter) {}
 
   /// @param count  threads, the calling one included
   /// @param stop   once it is set no other shard is begun
@@ -54,6 +55,7 @@ class Writers {
 
   const Checkpoint& source_;
   const Model& model_;
+  Alignments& alignments_;
   Meter& meter_;
   const std::atomic<bool>* stop_ = nullptr;
   std::mutex mutex_;                     ///< over all below, and the meter

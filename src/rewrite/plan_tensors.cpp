@@ -9,7 +9,7 @@
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
-#include "rewrite/edited_tensors.h"
+#include "rewrite/edited_slabs.h"
 #include "rewrite/module_lists.h"
 #include "rewrite/renumbering.h"
 #include "rewrite/slim_tensors.h"
@@ -38,7 +38,7 @@ OutputTensor whole(const Tensor& tensor, std::string name) {
 }
 
 /// Appends a range, joining it to the one before where they touch: fewer and longer reads.
-void append(std::vector<Piece>& pieces, const Piece& piece) {
+void join(std::vector<Piece>& pieces, const Piece& piece) {
   if (piece.begin == piece.end) return;
   if (!pieces.empty() && pieces.back().end == piece.begin) {
     pieces.back().end = piece.end;
@@ -61,75 +61,99 @@ std::uint64_t slice_bytes(const Tensor& tensor, std::uint64_t slices) {
   return bits / 8;
 }
 
-/// Rows of the expert axis, which need not be the first one.
-OutputTensor slice(const Tensor& tensor, std::size_t axis, const std::vector<int>& keep) {
-  const auto outer = std::accumulate(tensor.shape.begin(), tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis),
-                                     std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
-                                       return product * static_cast<std::uint64_t>(n);
-                                     });
-  const auto experts = static_cast<std::uint64_t>(tensor.shape[axis]);
-  OutputTensor out;
-  out.spec = tensor;
-  out.spec.shape[axis] = static_cast<std::int64_t>(keep.size());
-  if (outer == 0 || experts == 0) return out;
-  const std::uint64_t bytes = slice_bytes(tensor, outer * experts);
-  for (std::uint64_t block = 0; block < outer; ++block) {
-    for (const int expert : keep) {
-      const std::uint64_t begin = (block * experts + static_cast<std::uint64_t>(expert)) * bytes;
-      append(out.pieces, {&tensor, begin, begin + bytes});
-    }
-  }
-  return out;
-}
-
 /// Also tensors of a block that the family does not know.
 bool is_mtp(const Model& model, const Tensor& tensor, const TensorPlace& place) {
   if (place.rule != nullptr) return place.layer >= model.layers;
   return model.mtp_layers > 0 && names_mtp(tensor.name, model);
 }
 
-/// Appends the tensor as often as the new checkpoint has it: not at all when its expert is dropped.
-void append_moved(const Tensor& tensor, const TensorPlace& place, const Renumbering& numbers, std::vector<OutputTensor>& out) {
-  if (place.rule == nullptr || !numbers.covers(place.layer)) {
-    out.push_back(whole(tensor, tensor.name));
-    return;
-  }
-  if (place.expert >= 0) {
-    for (const int slot : numbers.slots_of(place.layer, place.expert)) {
-      out.push_back(whole(tensor, with_expert(place.rule->name, tensor.name, slot)));
+/// Tensors whose bytes follow whole experts.
+class MovedTensors {
+ public:
+  MovedTensors(const Renumbering& numbers, const EditedSlabs& edited) : numbers_(numbers), edited_(edited) {}
+
+  /// Appends the tensor as often as the new checkpoint has it: not at all when its expert is dropped.
+  void append(const Tensor& tensor, const TensorPlace& place, std::vector<OutputTensor>& out) const {
+    if (place.rule == nullptr || !numbers_.covers(place.layer)) {
+      out.push_back(whole(tensor, tensor.name));
+    } else if (place.expert >= 0) {
+      for (const int slot : numbers_.slots_of(place.layer, place.expert)) {
+        out.push_back(edited(tensor, place, with_expert(place.rule->name, tensor.name, slot), slot));
+      }
+    } else if (const auto axis = expert_axis(tensor, place)) {
+      out.push_back(slice(tensor, place, *axis));
+    } else {
+      out.push_back(edited(tensor, place, tensor.name, -1));
     }
-    return;
   }
-  const auto& axes = place.rule->axes;
-  const auto axis = std::find(axes.begin(), axes.end(), Axis::E);
-  if (axis == axes.end()) {
-    out.push_back(whole(tensor, tensor.name));
-    return;
+
+ private:
+  /// A scale that all experts share has none.
+  static std::optional<std::size_t> expert_axis(const Tensor& tensor, const TensorPlace& place) {
+    const auto& axes = place.rule->axes;
+    const auto axis = static_cast<std::size_t>(std::find(axes.begin(), axes.end(), Axis::E) - axes.begin());
+    if (axis == axes.size()) return std::nullopt;
+    const bool shared = axis >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1};
+    return place.part != Part::values && shared ? std::nullopt : std::optional(axis);
   }
-  // A scale that all experts share has no expert axis.
-  const auto index = static_cast<std::size_t>(axis - axes.begin());
-  if (place.part != Part::values && (index >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1})) {
-    out.push_back(whole(tensor, tensor.name));
-    return;
+
+  OutputTensor edited(const Tensor& tensor, const TensorPlace& place, std::string name, int slot) const {
+    OutputTensor out = whole(tensor, std::move(name));
+    for (Piece& piece : out.pieces) piece.recipe = edited_.recipe(tensor, place, slot, place.expert);
+    edited_.requantise(out, place, {});
+    return out;
   }
-  const bool of_expert = where_of(place.rule->role) == Where::experts;
-  out.push_back(slice(tensor, index, of_expert ? numbers.keep(place.layer) : numbers.router_rows(place.layer)));
-}
+
+  /// Entries of the expert axis, which need not be the first one.
+  OutputTensor slice(const Tensor& tensor, const TensorPlace& place, std::size_t axis) const {
+    const bool of_expert = where_of(place.rule->role) == Where::experts;
+    const auto& keep = of_expert ? numbers_.keep(place.layer) : numbers_.router_rows(place.layer);
+    const auto outer = std::accumulate(tensor.shape.begin(), tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis),
+                                       std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
+                                         return product * static_cast<std::uint64_t>(n);
+                                       });
+    const auto experts = static_cast<std::uint64_t>(tensor.shape[axis]);
+    OutputTensor out;
+    out.spec = tensor;
+    out.spec.shape[axis] = static_cast<std::int64_t>(keep.size());
+    if (outer == 0 || experts == 0) return out;
+    const std::uint64_t bytes = slice_bytes(tensor, outer * experts);
+    std::vector<std::shared_ptr<const SlabRecipe>> recipes;
+    for (std::size_t slot = 0; slot < keep.size(); ++slot) {
+      recipes.push_back(edited_.recipe(tensor, place, static_cast<int>(slot), keep[slot]));
+    }
+    const bool any = std::any_of(recipes.begin(), recipes.end(), [](const auto& recipe) { return recipe != nullptr; });
+    if (any && outer > 1) throw Error(fmt::format("tensor {}: an expert's values do not lie side by side", tensor.name));
+    for (std::uint64_t block = 0; block < outer; ++block) {
+      for (std::size_t slot = 0; slot < keep.size(); ++slot) {
+        const std::uint64_t begin = (block * experts + static_cast<std::uint64_t>(keep[slot])) * bytes;
+        Piece piece{.source = &tensor, .begin = begin, .end = begin + bytes, .cut = {}, .recipe = recipes[slot]};
+        if (any) out.pieces.push_back(std::move(piece));  // a slab a piece
+        else join(out.pieces, piece);
+      }
+    }
+    edited_.requantise(out, place, keep);
+    return out;
+  }
+
+  const Renumbering& numbers_;
+  const EditedSlabs& edited_;
+};
 
 }  // namespace
 
 std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
   const Renumbering numbers(model, plan, mtp);
-  const EditedTensors edited(model, plan, numbers, sources);
+  const EditedSlabs edited(model, plan, numbers, sources);
+  const MovedTensors moved(numbers, edited);
   const Slimming slimming = slimming_of(model, plan, mtp);
-  const SlimTensors slim(model, slimming, numbers);
+  const SlimTensors slim(model, slimming, numbers, edited);
   const auto& tensors = model.checkpoint->tensors();
   std::vector<OutputTensor> out;
   out.reserve(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     if (mtp == Mtp::drop && is_mtp(model, tensors[i], model.places.at(i))) continue;
-    if (edited.append(tensors[i], model.places[i], out) || slim.append(tensors[i], model.places[i], out)) continue;
-    append_moved(tensors[i], model.places[i], numbers, out);
+    if (!slim.append(tensors[i], model.places[i], out)) moved.append(tensors[i], model.places[i], out);
   }
   return out;
 }

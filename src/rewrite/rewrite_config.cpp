@@ -1,7 +1,9 @@
 // config.json of the new checkpoint, and what the user should know about the result.
 
+#include <algorithm>
 #include <array>
 #include <charconv>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -61,6 +63,21 @@ void set_width(nlohmann::ordered_json& object, const Model& model, const Slimmin
   }
 }
 
+/// Of every row of the router the slot of its expert.
+std::vector<std::size_t> row_map(const Plan& plan, const PlanLayer& layer) {
+  std::map<int, int> into;
+  for (const MergeGroup& group : layer.merge) {
+    for (const int member : group.members) into[member] = group.into;
+  }
+  std::vector<std::size_t> out;
+  for (const int expert : router_rows(plan, layer)) {
+    const auto merged = into.find(expert);
+    const auto slot = std::find(layer.keep.begin(), layer.keep.end(), merged == into.end() ? expert : merged->second);
+    out.push_back(static_cast<std::size_t>(slot - layer.keep.begin()));
+  }
+  return out;
+}
+
 void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
   config["architectures"] = {kSlimClass};
   auto& classes = config["auto_map"] = nlohmann::ordered_json::object();
@@ -76,6 +93,10 @@ void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan&
     if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
     auto& widths = slim["widths"][std::to_string(layer.layer)] = nlohmann::ordered_json::array();
     for (const AtomRanges& atoms : layer.atoms) widths.push_back(atom_count(atoms));
+    for (std::size_t slot = layer.atoms.size(); slot < layer.keep.size(); ++slot) widths.push_back(model.expert_width);
+    if (merges(plan) && plan.router == MergedRouter::map) {
+      slim["map"][std::to_string(layer.layer)] = row_map(plan, layer);
+    }
   }
 }
 
@@ -100,14 +121,29 @@ void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Pl
 std::vector<std::string> width_warnings(const Model& model, const Slimming& slimming) {
   std::vector<std::string> out;
   if (slimming.form == WidthForm::listed) {
-    out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so the widths are "
-                              "listed and {} reads them.", slimming.why, kSlimFile));
+    out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so they are "
+                              "listed and {} reads the list.", slimming.why, kSlimFile));
   } else if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
     out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json "
                               "says its width as a multiple of the experts' ({}). A width that divides {} would leave it as "
                               "it is.", model.shared_width, slimming.shared_width, slimming.width, model.shared_width));
   }
   return out;
+}
+
+/// What the form of the router means for merged experts.
+std::string merging_warning(const Plan& plan) {
+  switch (plan.router) {
+    case MergedRouter::centroid:
+      return "Of a group of merged experts the router keeps one row: tokens that went to the others are routed by that row alone, and "
+             "gates of two members no longer add up. A plan with --router map or --router duplicate keeps the routing.";
+    case MergedRouter::map:
+      return "The router keeps a row for every merged expert, so that tokens are routed as in the original.";
+    case MergedRouter::duplicate:
+      return "Every member of a group of merged experts holds a copy of the merged weights: the checkpoint is as large as if nothing had "
+             "been merged.";
+  }
+  return {};
 }
 
 /// What happens to gates that are shares of a softmax over all experts.
@@ -140,17 +176,23 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
   if (first == found->end() || !first->is_boolean()) wrong("expected input_first, true or false");
   if (widths == found->end() || !widths->is_object() || widths->empty()) wrong("expected widths, an object by layer");
   out.input_first = *first;
-  for (const auto& [key, list] : widths->items()) {
-    const auto layer = whole_number(key);
-    if (!layer || !list.is_array() || list.empty()) {
-      wrong(fmt::format("expected a list of widths by a layer's number, got {}", in_quotes(key)));
+  const auto read = [&](const nlohmann::ordered_json& lists, std::string_view what, std::map<int, std::vector<std::int64_t>>& into) {
+    for (const auto& [key, list] : lists.items()) {
+      const auto layer = whole_number(key);
+      if (!layer || !list.is_array() || list.empty()) {
+        wrong(fmt::format("expected a list of {}s by a layer's number, got {}", what, in_quotes(key)));
+      }
+      for (const auto& number : list) {
+        const bool counts = number.is_number_unsigned() && number.get<std::uint64_t>() <= kMost;
+        if (!counts) wrong(fmt::format("layer {}: {} is no {}", *layer, number.dump().substr(0, 40), what));
+        into[*layer].push_back(number.get<std::int64_t>());
+      }
     }
-    auto& of_layer = out.widths[*layer];
-    for (const auto& width : list) {
-      const bool counts = width.is_number_unsigned() && width.get<std::uint64_t>() <= kMost;
-      if (!counts) wrong(fmt::format("layer {}: {} is no width", *layer, width.dump().substr(0, 40)));
-      of_layer.push_back(width.get<std::int64_t>());
-    }
+  };
+  read(*widths, "width", out.widths);
+  if (const auto map = found->find("map"); map != found->end()) {
+    if (!map->is_object()) wrong("expected map, an object by layer");
+    read(*map, "expert", out.map);
   }
   return out;
 }
@@ -172,6 +214,7 @@ std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, 
     out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
                               "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));
   }
+  if (merges(plan)) out.push_back(merging_warning(plan));
   if (plan.regroup) {
     out.push_back(fmt::format("The router's {} groups became one: a token may now be routed to any {} experts, which the original "
                               "would not have allowed. Measure it: moetrim evaluate --plan gives the KL divergence.", model.groups,

@@ -38,13 +38,13 @@ struct Slab {
     if (bits % 8 != 0) throw InvalidInput(fmt::format("tensor {}: an atomic expert does not end on a byte", tensor.name));
     return static_cast<std::uint64_t>(bits / 8);
   }
-  Piece piece(int expert, AtomCut cut = {}) const {
+  Piece piece(int expert, AtomCut cut = {}, std::shared_ptr<const SlabRecipe> recipe = {}) const {
     const std::uint64_t begin = fused ? bytes() * static_cast<std::uint64_t>(expert) : 0;
     if (cut.atoms && bytes() % cut.row_bytes != 0) {
       throw InvalidInput(fmt::format("tensor {}: {} bytes of an expert are not rows of {}", tensor.name, bytes(),
                                      cut.row_bytes));
     }
-    return {&tensor, begin, begin + bytes(), std::move(cut)};
+    return {&tensor, begin, begin + bytes(), std::move(cut), std::move(recipe)};
   }
 };
 
@@ -104,13 +104,6 @@ OutputTensor order_tensor(const Model& model, const Tensor& tensor, const AtomLa
   throw InvalidInput(fmt::format("tensor {}: {} neighbouring atomic experts share their {} codes or scales, and the plan "
                                  "parts some of expert {}; make the plan with --atom-blocks {} or a multiple of it",
                                  tensor.name, block, kind, expert, block));
-}
-
-/// FP8 in blocks, which may end early at the borders of the matrix.
-bool can_be_quantised_again(const AtomLayout& layout) {
-  const Packing& packing = layout.matrix().packing;
-  const bool in_blocks = packing.kind == PackingKind::fp8 && packing.scale_rows > 1;
-  return in_blocks && layout.matrix().parts[Part::values]->dtype == Dtype::f8_e4m3;
 }
 
 std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -180,7 +173,7 @@ bool SlimTensors::append(const Tensor& tensor, const TensorPlace& place, std::ve
     return grown.has_value();
   }
   if (where_of(role) != Where::experts || !numbers_.covers(place.layer)) return false;
-  const std::vector<Matrix> kept = matrices(place);
+  const std::vector<Matrix> kept = matrices(tensor, place);
   if (kept.empty()) return true;
   if (slimming_.form == WidthForm::listed) {
     append_listed(tensor, place, kept, out);
@@ -201,12 +194,15 @@ bool SlimTensors::append(const Tensor& tensor, const TensorPlace& place, std::ve
   return true;
 }
 
-std::vector<SlimTensors::Matrix> SlimTensors::matrices(const TensorPlace& place) const {
+std::vector<SlimTensors::Matrix> SlimTensors::matrices(const Tensor& tensor, const TensorPlace& place) const {
   const auto& atoms = numbers_.atoms(place.layer);
+  const auto all = std::make_shared<const AtomRanges>(AtomRanges{{0, static_cast<int>(model_.expert_width)}});
   const auto& keep = numbers_.keep(place.layer);
   std::vector<Matrix> out;
   for (std::size_t i = 0; i < keep.size(); ++i) {
-    if (place.expert < 0 || place.expert == keep[i]) out.push_back({keep[i], static_cast<int>(i), atoms[i]});
+    if (place.expert >= 0 && place.expert != keep[i]) continue;
+    const auto slot = static_cast<int>(i);
+    out.push_back({keep[i], slot, atoms.empty() ? all : atoms[i], edited_.recipe(tensor, place, slot, keep[i])});
   }
   return out;
 }
@@ -216,8 +212,10 @@ OutputTensor SlimTensors::narrowed(const Tensor& tensor, const TensorPlace& plac
   const AtomLayout layout(model_, weight_at(model_, place));
   const auto fits = [&](const Matrix& matrix) { return layout.fits(*matrix.atoms); };
   const auto parted = std::find_if_not(kept.begin(), kept.end(), fits);
-  if (parted != kept.end()) {
-    if (!can_be_quantised_again(layout)) refuse_borders(tensor, layout, parted->expert);
+  const bool edited = std::any_of(kept.begin(), kept.end(), [](const Matrix& matrix) { return matrix.recipe != nullptr; });
+  const bool packed = layout.matrix().packing.kind != PackingKind::plain;
+  if (parted != kept.end() || (edited && packed)) {
+    if (!can_be_quantised_again(layout.matrix())) refuse_borders(tensor, layout, parted->expert);
     if (place.part == Part::values || place.part == Part::scale) return quantised_again(tensor, place, layout, kept);
   }
   const std::int64_t length = layout.value_rows().length(kept.front().atoms);
@@ -241,7 +239,7 @@ OutputTensor SlimTensors::cut(const Tensor& tensor, const TensorPlace& place, co
   const Slab slab{tensor, place.expert < 0};
   OutputTensor out{tensor, {}};
   for (const Matrix& matrix : kept) {
-    out.pieces.push_back(slab.piece(matrix.expert, rows.cut(matrix.atoms, slab.inner_bytes(rows.dim))));
+    out.pieces.push_back(slab.piece(matrix.expert, rows.cut(matrix.atoms, slab.inner_bytes(rows.dim)), matrix.recipe));
   }
   if (slab.fused) out.spec.shape[0] = static_cast<std::int64_t>(kept.size());
   out.spec.shape[rows.dim + (slab.fused ? 1 : 0)] = rows.length(kept.front().atoms);
@@ -264,7 +262,7 @@ OutputTensor SlimTensors::quantised_again(const Tensor& tensor, const TensorPlac
   OutputTensor out{tensor, {}};
   const Slab slab{tensor, fused};
   for (const Matrix& matrix : kept) {
-    out.pieces.push_back(slab.piece(matrix.expert));
+    out.pieces.push_back(slab.piece(matrix.expert, {}, matrix.recipe));
     computation->atoms.push_back(matrix.atoms);
     if (fused) computation->experts.push_back(matrix.expert);
   }
@@ -282,7 +280,7 @@ void SlimTensors::append_listed(const Tensor& tensor, const TensorPlace& place, 
   const auto add = [&](std::string_view part, const Matrix& matrix, std::optional<std::size_t> dim, AtomCut cut) {
     OutputTensor one{{slim_name(tensor.name, part, matrix.slot), tensor.dtype, slab.shape()}, {}};
     if (dim) one.spec.shape[*dim] = atom_count(*matrix.atoms);
-    one.pieces.push_back(slab.piece(matrix.expert, std::move(cut)));
+    one.pieces.push_back(slab.piece(matrix.expert, std::move(cut), matrix.recipe));
     out.push_back(std::move(one));
   };
   for (const Matrix& matrix : kept) {
@@ -331,7 +329,7 @@ std::optional<OutputTensor> SlimTensors::widened(const Tensor& tensor, const Ten
   const auto all = std::make_shared<const AtomRanges>(AtomRanges{{0, static_cast<int>(before)}});
   AtomCut cut = rows->cut(all, slab.inner_bytes(rows->dim));
   cut.zero_bytes = static_cast<std::uint64_t>(wide.length({}) - rows->length({})) * slab.inner_bytes(rows->dim);
-  out.pieces.push_back(slab.piece(-1, std::move(cut)));
+  out.pieces.push_back(slab.piece(-1, std::move(cut), edited_.recipe(tensor, place, -1, -1)));
   out.spec.shape[rows->dim] = wide.length({});
   return out;
 }

@@ -6,6 +6,7 @@
 #include "moetrim/family.h"
 #include "moetrim/rewrite.h"
 #include "rewrite/atom_layout.h"
+#include "rewrite/edited_slabs.h"
 #include "rewrite/renumbering.h"
 
 namespace moetrim {
@@ -15,9 +16,9 @@ const Weight& weight_at(const Model& model, const TensorPlace& place);
 
 class SlimTensors {
  public:
-  /// All three must outlive this.
-  SlimTensors(const Model& model, const Slimming& slimming, const Renumbering& numbers)
-      : model_(model), slimming_(slimming), numbers_(numbers) {}
+  /// All must outlive this.
+  SlimTensors(const Model& model, const Slimming& slimming, const Renumbering& numbers, const EditedSlabs& edited)
+      : model_(model), slimming_(slimming), numbers_(numbers), edited_(edited) {}
 
   /// Appends what becomes of the tensor. False when its bytes follow whole experts, as if there were no atomic experts.
   /// @throws InvalidInput when codes cannot be parted where the plan says.
@@ -29,8 +30,9 @@ class SlimTensors {
     int expert = -1;    ///< in the source; of a fused tensor
     int slot = -1;      ///< in the new checkpoint
     SharedAtoms atoms;
+    std::shared_ptr<const SlabRecipe> recipe;
   };
-  std::vector<Matrix> matrices(const TensorPlace& place) const;
+  std::vector<Matrix> matrices(const Tensor& tensor, const TensorPlace& place) const;
   OutputTensor narrowed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept) const;
   OutputTensor cut(const Tensor& tensor, const TensorPlace& place, const AtomRows& rows,
                    const std::vector<Matrix>& kept) const;
@@ -44,6 +46,7 @@ class SlimTensors {
   const Model& model_;
   const Slimming& slimming_;
   const Renumbering& numbers_;
+  const EditedSlabs& edited_;
 };
 
 }  // namespace moetrim

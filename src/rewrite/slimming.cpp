@@ -132,8 +132,12 @@ Slimming Listed::slimming() const {
 
 Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp) {
   Slimming out;
-  if (plan.width == 0) return out;
   const auto layers = written_layers(model, plan, mtp);
+  if (merges(plan) && plan.router == MergedRouter::map) {
+    return Listed{model, layers, "rows of the router share merged experts",
+                  "make the plan with --router centroid or --router duplicate"}.slimming();
+  }
+  if (plan.width == 0) return out;
   const auto width = common_width(layers);
   if (!width) return Listed{model, layers, "experts have different widths", kMakeEqual}.slimming();
   if (*width == model.expert_width) return out;

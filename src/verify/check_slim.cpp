@@ -87,11 +87,33 @@ void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings
   if (family == nullptr) return;
   for (const auto key : family->expert_count_keys) {
     const std::int64_t experts = whole_number(text, key);
-    for (const auto& [layer, widths] : slim.widths) {
-      if (experts < 0 || experts == static_cast<std::int64_t>(widths.size())) continue;
-      add_error(findings, "config.json", fmt::format("moetrim_slim lists {} experts for layer {}, and {} is {}",
-                                                     widths.size(), layer, key, experts));
+    for (const auto& [layer, rows] : slim.map.empty() ? slim.widths : slim.map) {
+      if (experts < 0 || experts == static_cast<std::int64_t>(rows.size())) continue;
+      add_error(findings, "config.json", fmt::format("moetrim_slim lists {} {} for layer {}, and {} is {}", rows.size(),
+                                                     slim.map.empty() ? "experts" : "rows of the router", layer, key, experts));
     }
+  }
+}
+
+/// Rows of the router that share experts.
+void check_map(const SlimWidths& slim, Findings& findings) {
+  if (slim.map.empty()) return;
+  for (const auto& [layer, widths] : slim.widths) {
+    const auto found = slim.map.find(layer);
+    if (found == slim.map.end()) {
+      add_error(findings, "config.json", fmt::format("moetrim_slim maps no rows of layer {}", layer));
+      continue;
+    }
+    std::set<std::int64_t> used(found->second.begin(), found->second.end());
+    const auto experts = static_cast<std::int64_t>(widths.size());
+    if (*used.rbegin() >= experts) {
+      add_error(findings, "config.json", fmt::format("moetrim_slim maps a row of layer {} to expert {} of {}", layer, *used.rbegin(), experts));
+    } else if (static_cast<std::int64_t>(used.size()) < experts) {
+      add_error(findings, "config.json", fmt::format("moetrim_slim maps no row of layer {} to some of its {} experts", layer, experts));
+    }
+  }
+  for (const auto& [layer, rows] : slim.map) {
+    if (!slim.widths.contains(layer)) add_error(findings, "config.json", fmt::format("moetrim_slim maps rows of layer {} without widths", layer));
   }
 }
 
@@ -102,6 +124,7 @@ void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& 
   const std::int64_t hidden = whole_number(text, "hidden_size"), layers = whole_number(text, "num_hidden_layers");
   check_class(checkpoint, findings);
   check_counts(checkpoint, slim, findings);
+  check_map(slim, findings);
   std::map<int, std::map<std::string, std::set<int>>> seen;
   for (const Tensor& tensor : checkpoint.tensors()) {
     const auto name = slim_name(tensor.name, layers);

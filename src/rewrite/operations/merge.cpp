@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/statistics.h"
 #include "rewrite/operations.h"
 
 namespace moetrim::operations {
@@ -40,12 +41,24 @@ class Merge : public Editor {
   std::map<std::pair<int, int>, std::shared_ptr<const AlignedGroup>> groups_;  // by layer and member
 };
 
-std::unique_ptr<Editor> make(const Model&, const Plan& plan, const RewriteSources& sources) {
-  if (!merges(plan)) return nullptr;
-  if (plan.align == Alignment::activations && sources.statistics.empty()) {
+void check_activations(const Plan& plan, const RewriteSources& sources) {
+  if (sources.statistics.empty()) {
     throw InvalidInput("the plan aligns merged experts by their activations, which are in the statistics it was made from; "
                        "name their folder with --statistics");
   }
+  const StatisticsManifest manifest = read_statistics_manifest(sources.statistics);
+  if (manifest.checkpoint_fingerprint != plan.checkpoint_fingerprint) {
+    throw InvalidInput(fmt::format("{}: statistics of checkpoint {}, the plan is of {}", sources.statistics.string(),
+                                   manifest.checkpoint_fingerprint, plan.checkpoint_fingerprint));
+  }
+  if (manifest.vectors && manifest.vectors->activation_samples > 0) return;
+  throw InvalidInput(fmt::format("{}: holds no sampled activations, by which the plan aligns merged experts; calibrate with --statistics "
+                                 "all-experts, or make the plan with --align weights", sources.statistics.string()));
+}
+
+std::unique_ptr<Editor> make(const Model&, const Plan& plan, const RewriteSources& sources) {
+  if (!merges(plan)) return nullptr;
+  if (plan.align == Alignment::activations) check_activations(plan, sources);
   return std::make_unique<Merge>(plan);
 }
 
