@@ -15,6 +15,8 @@
 
 namespace moetrim {
 
+struct VectorSums;
+
 /// What activations are rounded to. Sums inside a matrix product are fp32 in the first two; fp64 is slow, for checking.
 enum class Precision { fp32, bf16, fp64 };
 
@@ -89,8 +91,9 @@ class Forward {
   int next_layer() const;
   bool done() const;
   /// Runs the next layer. `routed` is filled for an MoE layer and left with tokens = 0 for a dense one.
+  /// @param sums  of an MoE layer: what to sum besides, or null. Experts then run one by one, also on a device.
   /// @throws InvalidInput naming layer and tensor when a value becomes NaN or infinite.
-  void run_layer(RoutedLayer& routed);
+  void run_layer(RoutedLayer& routed, VectorSums* sums = nullptr);
 
   /// [T, H] in the stored precision, on the device: the residual stream after the layers run so far. A multi-token-prediction
   /// block k sees at each position the token k + 1 places further on; the last k + 1 tokens of a sequence have none and are

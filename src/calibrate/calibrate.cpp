@@ -3,6 +3,7 @@
 #include "moetrim/calibrate.h"
 
 #include <algorithm>
+#include <memory>
 
 #include <fmt/format.h>
 
@@ -13,6 +14,7 @@
 #include "calibrate/run_cut.h"
 #include "calibrate/token_groups.h"
 #include "calibrate/trace.h"
+#include "calibrate/vector_measure.h"
 #include "moetrim/error.h"
 #include "moetrim/forward.h"
 
@@ -23,9 +25,11 @@ namespace {
 /// One calibration: the groups in turn, each through all layers, and back where second-order statistics are wanted.
 class Calibration {
  public:
-  Calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options, PartialRun& partial)
-      : model_(model), options_(options), forward_options_(calibration_forward(model, options)), tasks_(static_cast<int>(tasks.size())),
-        partial_(partial) {
+  /// @param manifest  that will be written
+  Calibration(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options, const StatisticsManifest& manifest,
+              PartialRun& partial)
+      : model_(model), task_list_(tasks), options_(options), manifest_(manifest), forward_options_(calibration_forward(model, options)),
+        tasks_(static_cast<int>(tasks.size())), partial_(partial) {
     MemoryPlan plan = calibration_memory(model, tasks, options);
     plan.group_tokens = partial.cut().group_tokens;
     groups_ = make_groups(tasks, options, plan);
@@ -82,8 +86,10 @@ class Calibration {
     }
     RoutedLayer routed;
     while (!forward.done()) {
-      forward.run_layer(routed);
+      const auto vectors = measure_vectors(state.group, group, forward.next_layer());
+      forward.run_layer(routed, vectors ? &vectors->sums() : nullptr);
       if (routed.tokens > 0) measure(state, group, routed);
+      if (vectors) partial_.write_vectors(state.group, vectors->finish(routed));
       state.layer = forward.next_layer();
       made_progress(tokens);
       if (forward.done() && !options_.second_order) break;
@@ -134,6 +140,14 @@ class Calibration {
     state.previous_ids = routed.ids;
   }
 
+  /// What is measured of a layer on request; null when nothing is.
+  std::unique_ptr<VectorMeasure> measure_vectors(int number, const TokenGroup& group, int layer) const {
+    if (!manifest_.vectors || !model_.layer[static_cast<std::size_t>(layer)].sparse) return nullptr;
+    ExpertVectors before = number > 0 ? partial_.read_vectors(number - 1, layer, manifest_)
+                                      : ExpertVectors(layer, tasks_, static_cast<int>(model_.experts), *manifest_.vectors);
+    return std::make_unique<VectorMeasure>(task_list_, *manifest_.vectors, group, measured(group, layer), std::move(before), number == 0);
+  }
+
   /// What the groups before this one have summed up: adding goes on where they stopped, so that the result does not depend
   /// on how the tokens were grouped.
   LayerStatistics earlier(int group, int layer) const {
@@ -155,7 +169,9 @@ class Calibration {
   std::filesystem::path trace_folder() const { return partial_.folder() / "trace"; }
 
   const Model& model_;
+  const std::vector<Task>& task_list_;
   const CalibrateOptions& options_;
+  const StatisticsManifest& manifest_;
   const ForwardOptions forward_options_;
   int tasks_;
   PartialRun& partial_;
@@ -172,7 +188,7 @@ StatisticsManifest calibrate(const Model& model, const std::vector<Task>& tasks,
   nlohmann::ordered_json key = manifest_to_json(manifest);
   key["trace_tokens"] = options.trace_tokens;
   PartialRun partial(output, key, cut_run(model, tasks, options, output));
-  Calibration calibration(model, tasks, options, partial);
+  Calibration calibration(model, tasks, options, manifest, partial);
   const std::vector<double> loss = calibration.run();
   for (std::size_t task = 0; task < loss.size(); ++task) manifest.tasks[task].loss = loss[task];
   partial.finish(manifest, calibration.groups());

@@ -128,12 +128,19 @@ void PartialRun::save_state(const RunState& state) {
   }
   write_state(state);
   remove_stale(state);
+  if (state.sweep == Sweep::forward) remove_earlier_vectors(state.group, state.layer);
 }
 
 void PartialRun::finish_group(const RunState& state) {
   const RunState next{.group = state.group + 1, .layer = 0, .loss = state.loss};
   write_state(next);
   remove_stale(next);
+  remove_earlier_vectors(state.group, state.layer);
+}
+
+/// A group's sums hold those of the groups before it. They are large, so that those are not kept.
+void PartialRun::remove_earlier_vectors(int group, int layers) const {
+  for (int layer = 0; group > 0 && layer < layers; ++layer) fs::remove(group_file(group - 1, vector_file_name(layer)));
 }
 
 /// Removes what neither a resumed run nor the rest of the reverse sweep needs.
@@ -192,9 +199,17 @@ AtomStatistics PartialRun::read_atoms(int group, int layer) const {
   return read_atom_statistics(group_file(group, atom_file_name(layer)));
 }
 
+void PartialRun::write_vectors(int group, const ExpertVectors& vectors) const {
+  write_vectors_file(group_file(group, vector_file_name(vectors.layer)), vectors);
+}
+
+ExpertVectors PartialRun::read_vectors(int group, int layer, const StatisticsManifest& manifest) const {
+  return read_vectors_file(group_file(group, vector_file_name(layer)), manifest);
+}
+
 void PartialRun::finish(const StatisticsManifest& manifest, int groups) {
   for (const int layer : manifest.moe_layers) {
-    for (const std::string& name : {layer_file_name(layer), atom_file_name(layer)}) {
+    for (const std::string& name : {layer_file_name(layer), atom_file_name(layer), vector_file_name(layer)}) {
       const fs::path last = group_file(groups - 1, name);
       if (fs::exists(last)) fs::rename(last, folder_ / name);
     }

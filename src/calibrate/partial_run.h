@@ -10,6 +10,7 @@
 
 #include "calibrate/run_cut.h"
 #include "moetrim/statistics.h"
+#include "moetrim/vectors.h"
 
 namespace moetrim {
 
@@ -53,6 +54,9 @@ class PartialRun {
   LayerStatistics read_layer(int group, int layer) const;
   void write_atoms(int group, const AtomStatistics& atoms) const;
   AtomStatistics read_atoms(int group, int layer) const;
+  /// Those of the group before are kept until the state goes on beyond the layer.
+  void write_vectors(int group, const ExpertVectors& vectors) const;
+  ExpertVectors read_vectors(int group, int layer, const StatisticsManifest& manifest) const;
 
   const std::filesystem::path& folder() const { return folder_; }
   /// The last group's files hold all sums: gives them their final names, and the folder its own.
@@ -64,6 +68,7 @@ class PartialRun {
   std::filesystem::path gradient_file(int group, int layer) const;
   void write_state(const RunState& state) const;
   void remove_stale(const RunState& state) const;
+  void remove_earlier_vectors(int group, int layers) const;
 
   std::filesystem::path output_;
   std::filesystem::path folder_;

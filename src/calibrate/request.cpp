@@ -100,6 +100,14 @@ StatisticsManifest::TaskFacts facts_of(const Task& task, const CalibrateOptions&
   return facts;
 }
 
+std::optional<StatisticsManifest::Vectors> vectors_of(const Model& model, const CalibrateOptions& options) {
+  auto vectors = options.vectors;
+  if (!vectors) return vectors;
+  vectors->width = static_cast<int>(model.expert_width);
+  vectors->hidden = static_cast<int>(model.hidden);
+  return vectors;
+}
+
 void add_task_facts(const std::vector<Task>& tasks, const CalibrateOptions& options, StatisticsManifest& manifest) {
   for (const Task& task : tasks) manifest.tasks.push_back(facts_of(task, options, options.share));
   if (options.share.count == 1) return;
@@ -154,6 +162,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   add_task_facts(tasks, options, manifest);
   if (options.second_order) manifest.expert_width = static_cast<int>(model.expert_width);
   manifest.sizes = sizes_of(model);
+  manifest.vectors = vectors_of(model, options);
   manifest.settings = options.settings;
   manifest.tool_version = options.tool_version;
   return manifest;

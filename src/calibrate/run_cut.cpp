@@ -6,6 +6,7 @@
 
 #include "calibrate/request.h"
 #include "calibrate/token_groups.h"
+#include "calibrate/vector_measure.h"
 #include "moetrim/machine.h"
 
 namespace moetrim {
@@ -15,12 +16,47 @@ namespace {
 /// Rows of logits, and what is made of them, that a thread holds where the loss is taken.
 constexpr std::uint64_t kHeldRows = 4 * 64;
 
+std::uint64_t thread_count(const CalibrateOptions& options) {
+  return static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
+}
+
+/// What the statistics on request take beside the tokens: the sums, and in every thread a second tile and two forms of an expert
+/// whose weights are quantised.
+std::uint64_t further_vector_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
+  if (!options.vectors) return 0;
+  const auto& vectors = *options.vectors;
+  std::uint64_t bytes = vector_memory(model, tasks.size(), vectors);
+  const auto expert = static_cast<std::uint64_t>(model.expert_width * model.hidden);
+  bytes += thread_count(options) * 2 * 2 * expert * 4;  // magnitudes of a gate_up matrix; down as it is multiplied in fp64
+  if (vectors.all_experts || vectors.quantisation) bytes += tile_bytes(model, options, 0);
+  if (vectors.quantisation) bytes += thread_count(options) * 2 * 2 * expert * 4;
+  return bytes;
+}
+
+/// Multiply-adds times two of running every expert, and of running experts with quantised weights.
+double vector_operations(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
+  if (!options.vectors) return 0;
+  const double matrix = 2.0 * static_cast<double>(model.expert_width * model.hidden);
+  double common = 0, counted = 0;
+  for (const Source& source : demonstrations_of(tasks, options.share)) {
+    const auto range = counted_range(*source.demonstration, options.count);
+    const std::int64_t tokens = range.second - range.first;
+    const std::int64_t limit = options.vectors->all_experts_tokens;
+    counted += static_cast<double>(tokens);
+    common += static_cast<double>(limit > 0 ? std::min(limit, tokens) : tokens);
+  }
+  double of_layer = 0;
+  if (options.vectors->all_experts) of_layer += common * static_cast<double>(model.experts) * 2 * matrix;
+  if (options.vectors->quantisation) of_layer += counted * static_cast<double>(model.experts_per_token) * kQuantisationBits * 3 * matrix;
+  return of_layer * static_cast<double>(model.moe_layers(options.mtp).size());
+}
+
 }  // namespace
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
-  const std::uint64_t forward = forward_token_bytes(model, options);
+  const std::uint64_t forward = forward_token_bytes(model, options) + (options.vectors ? kVectorTokenBytes : 0);
   const auto longest = longest_demonstration(tasks, options.share);
-  const std::uint64_t tiles = tile_bytes(model, options, longest);
+  const std::uint64_t tiles = tile_bytes(model, options, longest) + further_vector_memory(model, tasks, options);
   if (!options.second_order) {
     const bool blocks = options.mtp && model.mtp_layers > 0;  // they normalise with the head's norm, which comes with it
     return plan_memory(model, options, forward, tiles + (blocks ? head_bytes(model, options, 0) : 0));
@@ -28,7 +64,7 @@ MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks
   const Precision precision = calibration_forward(model, options).precision;
   // While a segment runs again, the gradient waits beside its hidden states.
   const std::uint64_t gradient = static_cast<std::uint64_t>(model.hidden) * (precision == Precision::fp64 ? 8 : 4);
-  const auto threads = static_cast<std::uint64_t>(options.threads > 0 ? options.threads : usable_cores());
+  const std::uint64_t threads = thread_count(options);
   const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
   return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
                      tiles + 2 * sums + std::max(threads * Backward::tape_bytes(model, precision, longest),
@@ -82,7 +118,10 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
     estimate.disk_bytes += estimate.boundary_bytes + 2 * model.moe_layers().size() * (3 * tasks.size() + 2) * atoms * 8;
   }
   const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
-  estimate.operations = sweeps * Forward::operations(model, lengths);
+  if (options.vectors) {
+    estimate.disk_bytes += (model.moe_layers(options.mtp).size() + 1) * vector_file_bytes(model, tasks.size(), *options.vectors);
+  }
+  estimate.operations = sweeps * Forward::operations(model, lengths) + vector_operations(model, tasks, options);
   return estimate;
 }
 

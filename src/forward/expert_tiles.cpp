@@ -56,23 +56,29 @@ const ExpertWeights& LazyExpert::weights() {
 std::optional<TileTask> TileQueue::take() {
   const std::lock_guard lock(mutex_);
   const auto experts = rows_.start.size() - 1;
-  while (next_row_ == expert_end_ && !fresh_) {
+  while (next_row_ == expert_end_ && next_common_ == common_rows_ && !fresh_) {
     if (expert_ == experts) return std::nullopt;
     next_row_ = rows_.start[expert_];
     expert_end_ = rows_.start[expert_ + 1];
     fresh_ = next_row_ < expert_end_ || visit_ == Visit::every;
-    if (fresh_) lazy_ = std::make_shared<LazyExpert>(fetch_(static_cast<int>(expert_)));
+    if (fresh_) {
+      lazy_ = std::make_shared<LazyExpert>(fetch_(static_cast<int>(expert_)));
+      next_common_ = 0;
+    }
     ++expert_;
   }
+  const bool common = next_row_ == expert_end_ && next_common_ < common_rows_;
+  std::int64_t& next = common ? next_common_ : next_row_;
   TileTask task{.weights = lazy_,
                 .expert = static_cast<int>(expert_) - 1,
                 .first = fresh_,
-                .begin = next_row_,
-                .end = std::min(next_row_ + kExpertTileRows, expert_end_),
+                .common = common,
+                .begin = next,
+                .end = std::min(next + kExpertTileRows, common ? common_rows_ : expert_end_),
                 .number = number_++};
-  next_row_ = task.end;
+  next = task.end;
   fresh_ = false;
-  if (next_row_ == expert_end_) lazy_.reset();
+  if (next_row_ == expert_end_ && next_common_ == common_rows_) lazy_.reset();
   return task;
 }
 

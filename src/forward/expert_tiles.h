@@ -53,6 +53,7 @@ struct TileTask {
   std::shared_ptr<LazyExpert> weights;
   int expert = 0;
   bool first = false;                 ///< the expert's first tile
+  bool common = false;                ///< rows are those of the tokens that every expert runs on, not pairs
   std::int64_t begin = 0, end = 0;    ///< pairs of ExpertRows
   std::int64_t number = 0;
 };
@@ -68,7 +69,9 @@ class TileQueue {
  public:
   /// @param fetch  called for each expert that is visited, in ascending order, never concurrently; what it returns makes the
   ///               weights, once and on any worker.
-  TileQueue(const ExpertRows& rows, const FetchExpert& fetch, Visit visit) : rows_(rows), fetch_(fetch), visit_(visit) {}
+  /// @param common_rows  tiles of so many further rows follow those of every expert that is visited
+  TileQueue(const ExpertRows& rows, const FetchExpert& fetch, Visit visit, std::int64_t common_rows = 0)
+      : rows_(rows), fetch_(fetch), visit_(visit), common_rows_(common_rows), next_common_(common_rows) {}
 
   std::optional<TileTask> take();
 
@@ -76,11 +79,12 @@ class TileQueue {
   const ExpertRows& rows_;
   const FetchExpert& fetch_;
   Visit visit_;
+  std::int64_t common_rows_;
   std::mutex mutex_;
   std::shared_ptr<LazyExpert> lazy_;
   std::size_t expert_ = 0;  // the next one
   bool fresh_ = false;      // the current one has had no tile
-  std::int64_t next_row_ = 0, expert_end_ = 0, number_ = 0;
+  std::int64_t next_row_ = 0, expert_end_ = 0, next_common_ = 0, number_ = 0;
 };
 
 /// Token numbers and gates of a tile, on the device.

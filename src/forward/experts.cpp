@@ -3,9 +3,11 @@
 #include "forward/experts.h"
 
 #include <algorithm>
+#include <optional>
 
 #include <ATen/ATen.h>
 
+#include "forward/expert_watch.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
 
@@ -45,33 +47,74 @@ at::Tensor expert_input(const TileContext& context, const TileRows& rows, const 
   return gathered;
 }
 
+namespace {
+
+/// What every tile of a layer is run with.
+struct LayerRun {
+  const TileContext& context;
+  const at::Tensor& x;         ///< [T, H] stored
+  const MaskOfToken& mask;
+  const ExpertRows& rows;
+  RoutedLayer& routed;
+  at::Tensor& sum;
+  ExpertWatch* watch;          ///< or null
+};
+
+/// An expert over rows that were routed to it. Returns false when another worker has failed.
+bool run_routed_tile(const LayerRun& run, const TileTask& task, TurnGate& turn, int worker, TileScratch& own) {
+  const TileRows tile(run.routed, run.rows, task, run.context.numerics, run.context.device);
+  const ExpertWeights& expert = task.weights->weights();
+  const at::Tensor input = expert_input(run.context, tile, run.x, own);
+  at::Tensor activated = activate(run.context, input, expert.gate_up, expert.gate_up_bias, own);
+  if (run.mask) mask_atoms(task, run.rows, run.routed.experts_per_token, run.mask, activated);
+  at::Tensor out = linear(activated, expert.down, expert.down_bias, own.mlp_out);
+  WatchedTile watched;
+  if (run.watch != nullptr) watched = run.watch->watch_routed(task, input, activated, out, worker);
+  at::Tensor norms = at::empty({out.size(0)}, out.options().dtype(at::kFloat));
+  at::Tensor max_abs = at::empty_like(norms);
+  if (!turn.wait(task.number)) return false;
+  kernels::scatter_rows(run.context.numerics, out, tile.tokens, tile.gates, run.sum, norms, max_abs);
+  if (run.watch != nullptr) run.watch->add(task, watched);
+  turn.pass();
+  store_statistics(run.rows, task.begin, norms, max_abs, run.routed);
+  return true;
+}
+
+/// A tile that only the watch wants: common tokens, or no rows at all.
+bool run_watched_tile(const LayerRun& run, const TileTask& task, TurnGate& turn, int worker) {
+  const WatchedTile watched = task.common ? run.watch->run_common(task, run.x, worker) : run.watch->watch_weights(task);
+  if (!turn.wait(task.number)) return false;
+  run.watch->add(task, watched);
+  turn.pass();
+  run.watch->finish_expert(task);
+  return true;
+}
+
+}  // namespace
+
 void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
-                 std::vector<TileScratch>& scratch) {
+                 std::vector<TileScratch>& scratch, VectorSums* sums) {
   const ExpertRows rows = ExpertRows::group(routed);
-  TileQueue queue(rows, fetch, Visit::routed);
+  std::optional<ExpertWatch> watch;
+  if (sums != nullptr) watch.emplace(context, routed, rows, *sums, pool.size());
+  TileQueue queue(rows, fetch, watch ? watch->visit() : Visit::routed, watch ? watch->common_rows() : 0);
+  const LayerRun run{context, x, mask, rows, routed, sum, watch ? &*watch : nullptr};
   TurnGate turn;
   pool.run(pool.size(), [&](std::int64_t, int worker) {
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
     try {
       while (const auto task = queue.take()) {
-        const TileRows tile(routed, rows, *task, context.numerics, context.device);
-        const ExpertWeights& expert = task->weights->weights();
-        at::Tensor activated = activate(context, expert_input(context, tile, x, own), expert.gate_up, expert.gate_up_bias, own);
-        if (mask) mask_atoms(*task, rows, routed.experts_per_token, mask, activated);
-        const at::Tensor out = linear(activated, expert.down, expert.down_bias, own.mlp_out);
-        at::Tensor norms = at::empty({out.size(0)}, out.options().dtype(at::kFloat));
-        at::Tensor max_abs = at::empty_like(norms);
-        if (!turn.wait(task->number)) return;
-        kernels::scatter_rows(context.numerics, out, tile.tokens, tile.gates, sum, norms, max_abs);
-        turn.pass();
-        store_statistics(rows, task->begin, norms, max_abs, routed);
+        const bool routed_rows = !task->common && task->begin < task->end;
+        const bool passed = routed_rows ? run_routed_tile(run, *task, turn, worker, own) : run_watched_tile(run, *task, turn, worker);
+        if (!passed) return;
       }
     } catch (...) {
       turn.abandon();
       throw;
     }
   });
+  if (watch) watch->finish();
 }
 
 at::Tensor shared_output(const TileContext& context, const LayerWeights& weights, const at::Tensor& x, TileScratch& scratch) {

@@ -7,6 +7,7 @@
 #include "forward/attention.h"
 #include "forward/expert_tiles.h"
 #include "forward/thread_pool.h"
+#include "moetrim/vector_sums.h"
 
 namespace moetrim {
 
@@ -16,9 +17,10 @@ namespace moetrim {
 /// @param x      [T, H] stored, the block's normalised input
 /// @param mask   which atomic experts are switched off for a token; may be empty
 /// @param sum    [T, H] wide, zeroed by the caller
+/// @param sums   further sums to add to, or null
 void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
-                 std::vector<TileScratch>& scratch);
+                 std::vector<TileScratch>& scratch, VectorSums* sums = nullptr);
 
 /// Rows of a tile as an expert sees them, [n, H] tile. x [T, H] stored.
 at::Tensor expert_input(const TileContext& context, const TileRows& rows, const at::Tensor& x, TileScratch& scratch);

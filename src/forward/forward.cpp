@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
@@ -12,6 +13,7 @@
 #include "forward/attention.h"
 #include "forward/cuda_library.h"
 #include "forward/expert_groups.h"
+#include "forward/expert_watch.h"
 #include "forward/experts.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
@@ -31,6 +33,7 @@ struct Forward::State : Workplace {
   void join_next_tokens(const LayerWeights& weights);
   void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   const LayerMask* mask_of_token(std::int64_t token) const;
+  void want_all_experts();
   bool works_in_groups() const;
   void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
   void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
@@ -39,6 +42,7 @@ struct Forward::State : Workplace {
   std::vector<Tile> tiles;
   std::vector<int> token_masks;  // [T] when the batch has masks
   int layer = 0, end = 0;
+  VectorSums* sums = nullptr;    // of the layer in work, or null
   at::Tensor hidden;      // [T, H] stored
   at::Tensor moe_input;   // [T, H] stored
   at::Tensor routed_sum;  // [T, H] wide
@@ -81,13 +85,15 @@ void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int 
   s.stream = s.open_weights(layers);
 }
 
-void Forward::run_layer(RoutedLayer& routed) {
+void Forward::run_layer(RoutedLayer& routed, VectorSums* sums) {
   State& s = *state_;
+  s.sums = sums;
   const c10::InferenceMode no_autograd;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
   const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device);
   if (tensors.mtp) s.join_next_tokens(weights);
   prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
+  if (tensors.sparse && sums != nullptr && sums->visits_every_expert()) s.want_all_experts();
   s.run_attention(tensors, weights, routed);
   if (tensors.sparse) s.run_moe(tensors, weights, routed);
   if (tensors.mtp) {
@@ -159,14 +165,22 @@ const LayerMask* Forward::State::mask_of_token(std::int64_t token) const {
   return of_layer.kept.empty() ? nullptr : &of_layer;
 }
 
-/// On a device, unless the run is one for checking or switches atomic experts off, which is done expert by expert.
+void Forward::State::want_all_experts() {
+  std::vector<std::int32_t> all(static_cast<std::size_t>(model.experts));
+  std::iota(all.begin(), all.end(), 0);
+  stream->want_experts(all);
+}
+
+/// On a device, unless the run is one for checking, measures vectors or switches atomic experts off, which is done expert by expert.
 bool Forward::State::works_in_groups() const {
   const auto masks_atoms = [this](const ExpertMask& mask) { return !mask[static_cast<std::size_t>(layer)].atoms.empty(); };
-  return device.is_cuda() && numerics.precision != Precision::fp64 && std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
+  return device.is_cuda() && numerics.precision != Precision::fp64 && sums == nullptr &&
+         std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
 }
 
 void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
   routed_sum.zero_();
+  if (sums != nullptr) sum_router(weights, routed, moe_input, *sums, pool);
   const bool in_groups = works_in_groups();
   const FetchExpert fetch = [&](int expert) -> ExpertLoader {
     return [this, &tensors, expert, in_groups, bytes = stream->take_expert(expert)] {
@@ -183,7 +197,7 @@ void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& we
   } else {
     MaskOfToken mask;
     if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
-    run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch);
+    run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch, sums);
   }
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
