@@ -2,7 +2,8 @@
 # NEEDS is also what tests/check_stages.py holds the includes against.
 function(moetrim_stage name)
   cmake_parse_arguments(STAGE "TORCH" "" "NEEDS" ${ARGN})
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp ${CMAKE_SOURCE_DIR}/src/${name}/*/*.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp ${CMAKE_SOURCE_DIR}/src/${name}/*/*.cpp
+       ${CMAKE_SOURCE_DIR}/src/${name}/*/*/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/forward/cuda/")  # a library of its own
   add_library(moetrim_${name} STATIC ${sources})
   target_link_libraries(moetrim_${name} PUBLIC moetrim_flags fmt_headers)

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 cuda=${MOETRIM_CUDA:-ON}
 step() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 
-packages=(g++ ccache mold git ca-certificates python3 python3-venv catch2 libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev)
+packages=(g++ ccache mold git ca-certificates python3 python3-venv catch2 libcli11-dev nlohmann-json3-dev libxxhash-dev liburing-dev libeigen3-dev)
 [ "${MOETRIM_SLURM:-OFF}" = ON ] && packages+=(munge slurmctld slurmd slurm-client)
 missing=()
 for package in "${packages[@]}"; do

@@ -16,6 +16,9 @@ namespace {
 /// The sums of shares are slightly off in binary: far above that error, far below what anybody asks for.
 constexpr double kSlack = 1e-12;
 
+/// Experts of every layer after the plan; with a map of merged experts fewer than Plan::keep, which counts router rows.
+std::ptrdiff_t slots(const Plan& plan) { return std::ssize(plan.layers.front().keep); }
+
 std::vector<RankedExpert> ranked_experts(const Scores& scores, const Plan& plan) {
   std::vector<RankedExpert> experts;
   for (std::size_t l = 0; l < plan.layers.size(); ++l) {
@@ -28,14 +31,14 @@ std::vector<RankedExpert> ranked_experts(const Scores& scores, const Plan& plan)
     const auto layer = std::find_if(plan.layers.begin(), plan.layers.end(),
                                     [&](const PlanLayer& candidate) { return candidate.layer == expert.layer; });
     const auto place = std::lower_bound(layer->keep.begin(), layer->keep.end(), expert.expert) - layer->keep.begin();
-    experts[static_cast<std::size_t>((layer - plan.layers.begin()) * plan.keep + place)].whole = true;
+    experts[static_cast<std::size_t>((layer - plan.layers.begin()) * slots(plan) + place)].whole = true;
   }
   return experts;
 }
 
 std::size_t pool_size(const Plan& plan, AtomScope scope) {
   if (scope == AtomScope::expert) return 1;
-  return static_cast<std::size_t>(plan.keep) * (scope == AtomScope::layer ? 1 : plan.layers.size());
+  return static_cast<std::size_t>(slots(plan)) * (scope == AtomScope::layer ? 1 : plan.layers.size());
 }
 
 /// The largest number in [low, high] that fits, where `low` does and every number below one that fits does too.
@@ -58,7 +61,7 @@ class AtomLimits {
   AtomLimits(const StatisticsManifest& manifest, const PlanRequest& request, const std::vector<std::vector<double>>& routed,
              const Plan& plan, const AtomRanking& ranking)
       : manifest_(manifest), request_(request), ranking_(ranking), flops_(plan.layers, routed, manifest.expert_width),
-        dropped_(static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - plan.keep)),
+        dropped_(static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - slots(plan))),
         protects_(!plan.protect.empty()) {}
 
   std::int64_t total() const { return ranking_.pools() * ranking_.pool_atoms(); }

@@ -1,7 +1,6 @@
 // Scores, a budget and protection to a plan: the same number of experts in every MoE layer, and in every group of it; then,
 // with scores of atomic experts, what stays of each.
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -12,6 +11,7 @@
 #include "plan/choose_atoms.h"
 #include "plan/cost.h"
 #include "plan/legal_keep.h"
+#include "plan/measured.h"
 #include "plan/protect.h"
 #include "plan/router_drift.h"
 #include "plan/select.h"
@@ -20,35 +20,6 @@ namespace moetrim {
 namespace {
 
 using Protection = std::map<int, std::vector<bool>>;  // layer to [experts]
-
-void check_scores(const Statistics& statistics, const Scores& scores) {
-  const auto& manifest = statistics.manifest;
-  const bool atoms = scores.grain == Grain::atom;
-  if (atoms && (scores.width < 1 || scores.width != manifest.expert_width)) {
-    throw InvalidInput(fmt::format("the scores are of experts with {} atomic experts, the statistics of {}", scores.width,
-                                   manifest.expert_width));
-  }
-  const auto expected = static_cast<std::size_t>(manifest.experts) * static_cast<std::size_t>(atoms ? scores.width : 1);
-  if (scores.layers != manifest.moe_layers || scores.values.size() != scores.layers.size()) {
-    throw InvalidInput(fmt::format("the scores are of other layers than the statistics: {} for {} MoE layers",
-                                   scores.layers.size(), manifest.moe_layers.size()));
-  }
-  for (std::size_t i = 0; i < scores.values.size(); ++i) {
-    const auto& values = scores.values[i];
-    if (values.size() != expected) {
-      throw InvalidInput(fmt::format("layer {}: {} scores of {}s, the statistics have {}", scores.layers[i], values.size(),
-                                     atoms ? "atomic expert" : "expert", expected));
-    }
-    if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
-      throw InvalidInput(fmt::format("layer {}: a score is not a finite number", scores.layers[i]));
-    }
-  }
-  const std::string of = scores.source.value("checkpoint_fingerprint", manifest.checkpoint_fingerprint);
-  if (of != manifest.checkpoint_fingerprint) {
-    throw InvalidInput(
-        fmt::format("the scores are of checkpoint {}, the statistics of {}", of, manifest.checkpoint_fingerprint));
-  }
-}
 
 Protection by_layer(const std::vector<ProtectedExpert>& experts, int expert_count) {
   Protection protection;
@@ -72,29 +43,6 @@ std::vector<ProtectedCount> count_protected(const Protection& protection, int ex
     }
   }
   return counts;
-}
-
-/// How much each task of the statistics weighs in the scores; 0: it was not scored.
-std::vector<double> task_weights(const StatisticsManifest& manifest, const Scores& scores) {
-  std::vector<double> weights;
-  for (const auto& task : manifest.tasks) {
-    const auto found = std::find(scores.tasks.begin(), scores.tasks.end(), task.name);
-    const auto index = static_cast<std::size_t>(found - scores.tasks.begin());
-    const bool scored = scores.tasks.empty() || found != scores.tasks.end();
-    weights.push_back(!scored ? 0 : index < scores.weights.size() ? scores.weights[index] : 1);
-  }
-  return weights;
-}
-
-/// Tokens that reached each expert in the tasks that were scored: [experts].
-std::vector<double> routed_tokens(const LayerStatistics& layer, const std::vector<double>& weights) {
-  std::vector<double> routed(static_cast<std::size_t>(layer.experts), 0.0);
-  for (int task = 0; task < layer.tasks; ++task) {
-    if (weights[static_cast<std::size_t>(task)] == 0) continue;
-    const auto of_task = layer.task_total(Stat::routed_count, task);
-    for (std::size_t e = 0; e < routed.size(); ++e) routed[e] += of_task[e];
-  }
-  return routed;
 }
 
 std::vector<int> all_experts(int count) {
