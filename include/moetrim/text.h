@@ -81,7 +81,7 @@ struct Demonstration {
 
 /// A named set of demonstrations: one JSONL file.
 struct Task {
-  std::string name;  ///< the file's name without its extension
+  std::string name;  ///< the file's name without its extension, with "/TAG" where rows are split by their tags
   std::filesystem::path file;
   std::vector<Demonstration> demonstrations;  ///< in order of use
   std::string digest;  ///< XXH3-128, in hex, of the lines used, each ended by one newline, in order of use
@@ -96,7 +96,7 @@ struct TaskOptions {
 };
 
 /// Reads a JSONL task file: one JSON object a line, blank lines skipped, unknown fields ignored.
-/// A row is the first of these forms whose first field it has:
+/// A row is the first of these forms whose first field it has, and may have a "tag" (see read_tasks_by_tag):
 ///
 ///   {"input_ids": [...]}                ids as they are; optional "prompt_tokens": n, else 0
 ///   {"messages": [...]}                 optional "tools". The last assistant message is the
@@ -123,6 +123,13 @@ struct TaskOptions {
 /// @throws UsageError    on a negative option.
 Task read_task(const std::filesystem::path& file, const Tokenizer* tokenizer,
                const TaskOptions& options);
+
+/// The same rows as one task per tag, for statistics of each: rows with `"tag": "x"` are the task NAME/x, those without one
+/// the task NAME. That one comes first, then tags in the order of their bytes; only tasks with rows are there. Options mean
+/// what they mean for the file: `samples` counts its rows, not those of a tag.
+/// @throws as read_task; also for a tag that is no string of 1 to 64 bytes without control characters, '/', '=' and ',',
+///         and for more than 256 tags.
+std::vector<Task> read_tasks_by_tag(const std::filesystem::path& file, const Tokenizer* tokenizer, const TaskOptions& options);
 
 /// Positions [begin, end) of `ids` that are measured; may be empty.
 std::pair<std::int64_t, std::int64_t> counted_range(const Demonstration& demonstration,

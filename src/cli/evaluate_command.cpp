@@ -39,7 +39,7 @@ std::vector<Task> EvaluateFlags::prompts(const std::filesystem::path& checkpoint
   TaskOptions options = task.task_options(vocabulary);
   options.generation_prompt_only = true;
   options.max_tokens = 0;  // a prompt that is cut asks another question
-  return read_tasks(task.files, checkpoint, options);
+  return read_tasks(task, checkpoint, options);
 }
 
 LossSums total(const std::vector<LossSums>& parts) {
@@ -192,7 +192,7 @@ void run_evaluate(const Session& session, const Flags& flags, RankGroup* ranks) 
     other_checkpoint.emplace(Checkpoint::open(flags.against));
     other.emplace(describe(*other_checkpoint));
   }
-  const auto tasks = read_tasks(flags.task.files, flags.checkpoint, flags.task.task_options(model.vocabulary));
+  const auto tasks = read_tasks(flags.task, flags.checkpoint, flags.task.task_options(model.vocabulary));
   std::optional<Questions> questions;
   if (flags.exact_match) {
     questions.emplace(Questions{Tokenizer::open(flags.checkpoint), flags.prompts(flags.checkpoint, model.vocabulary)});

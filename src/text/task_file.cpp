@@ -1,12 +1,16 @@
-// Reads JSONL task files: which lines, in which order, and what they were.
+// Reads JSONL task files: which lines, in which order, of which tag, and what they were.
 
 // Header-only xxHash: the same digest needs no library at link time.
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
+#include <map>
+
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/suggest.h"
 #include "moetrim/text.h"
 #include "text/demonstrations.h"
 #include "text/hostile_json.h"
@@ -36,6 +40,9 @@ class SplitMix64 {
   std::uint64_t state_;
 };
 
+constexpr std::size_t kLongestTag = 64;
+constexpr std::size_t kMostTags = 257;  // and rows without one; a task's co-activations alone are E x E per layer
+
 class Digest {
  public:
   Digest() { XXH3_128bits_reset(&state_); }
@@ -61,16 +68,29 @@ void check_options(const TaskOptions& options) {
   }
 }
 
-/// Reads rows into one task, adding file and line to every error of a row.
+/// The tag of a row; empty where it has none.
+std::string tag_of(const nlohmann::ordered_json& row) {
+  const auto found = row.find("tag");
+  if (found == row.end() || found->is_null()) return {};
+  if (!found->is_string()) throw InvalidInput(fmt::format("\"tag\" is a JSON {}, expected a string", found->type_name()));
+  auto tag = found->get<std::string>();
+  // A tag becomes part of a task's name, which NAME=WEIGHT and lists must be able to hold.
+  const auto bad = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '/' || c == '=' || c == ','; };
+  if (tag.empty() || tag.size() > kLongestTag || std::any_of(tag.begin(), tag.end(), bad)) {
+    throw InvalidInput(fmt::format("\"tag\" is {}, expected 1 to {} bytes without control characters, '/', '=' and ','",
+                                   in_quotes(tag), kLongestTag));
+  }
+  return tag;
+}
+
+/// Reads rows into one task, or into one per tag, adding file and line to every error of a row.
 class TaskReader {
  public:
-  TaskReader(const std::filesystem::path& file, const Tokenizer* tokenizer, const TaskOptions& options)
-      : lines_(file), tokenizer_(tokenizer), options_(options) {
-    task_.file = file;
-    task_.name = file.stem().string();
-  }
+  TaskReader(const std::filesystem::path& file, const Tokenizer* tokenizer, const TaskOptions& options, bool by_tag)
+      : file_(file), lines_(file), tokenizer_(tokenizer), options_(options), by_tag_(by_tag) {}
 
-  Task read() {
+  /// At least one task; the rows without a tag first, then by tag.
+  std::vector<Task> read() {
     if (options_.shuffle_seed) {
       read_shuffled();
     } else {
@@ -80,17 +100,27 @@ class TaskReader {
         add(*line);
       }
     }
-    if (task_.demonstrations.empty()) {
-      throw InvalidInput(fmt::format("{}: no rows; a task file holds one JSON object a line", task_.file.string()));
+    if (parts_.empty()) {
+      throw InvalidInput(fmt::format("{}: no rows; a task file holds one JSON object a line", file_.string()));
     }
-    task_.digest = digest_.hex();
-    return std::move(task_);
+    std::vector<Task> tasks;
+    for (auto& [tag, part] : parts_) {
+      tasks.push_back({.name = file_.stem().string() + (tag.empty() ? "" : "/" + tag),
+                       .file = file_,
+                       .demonstrations = std::move(part.demonstrations),
+                       .digest = part.digest.hex()});
+    }
+    return tasks;
   }
 
  private:
-  bool enough() const {
-    return options_.samples > 0 && static_cast<std::int64_t>(task_.demonstrations.size()) >= options_.samples;
-  }
+  /// The rows of one tag.
+  struct Part {
+    std::vector<Demonstration> demonstrations;
+    Digest digest;
+  };
+
+  bool enough() const { return options_.samples > 0 && rows_ >= options_.samples; }
 
   void read_shuffled() {
     auto places = lines_.places();
@@ -102,29 +132,48 @@ class TaskReader {
     }
   }
 
-  void add(const text::Line& line) {
-    try {
-      auto made = text::make_demonstration(text::parse_json(line.bytes), tokenizer_, options_);
-      made.line = line.number;
-      task_.demonstrations.push_back(std::move(made));
-    } catch (const InvalidInput& error) {
-      throw InvalidInput(fmt::format("{}, line {}: {}", task_.file.string(), line.number, error.what()));
+  Part& part_of(const nlohmann::ordered_json& row) {
+    const std::string tag = by_tag_ ? tag_of(row) : std::string();
+    Part& part = parts_[tag];
+    if (parts_.size() > kMostTags) {
+      throw InvalidInput(fmt::format("more than {} tags; every one is a task with statistics of its own", kMostTags - 1));
     }
-    digest_.add(line.bytes);
+    return part;
   }
 
+  void add(const text::Line& line) {
+    try {
+      const auto row = text::parse_json(line.bytes);
+      auto made = text::make_demonstration(row, tokenizer_, options_);
+      made.line = line.number;
+      Part& part = part_of(row);
+      part.demonstrations.push_back(std::move(made));
+      part.digest.add(line.bytes);
+      ++rows_;
+    } catch (const InvalidInput& error) {
+      throw InvalidInput(fmt::format("{}, line {}: {}", file_.string(), line.number, error.what()));
+    }
+  }
+
+  std::filesystem::path file_;
   text::LineFile lines_;
   const Tokenizer* tokenizer_;
   const TaskOptions& options_;
-  Task task_;
-  Digest digest_;
+  bool by_tag_;
+  std::int64_t rows_ = 0;
+  std::map<std::string, Part> parts_;  // in the order of their bytes; no tag is the empty string
 };
 
 }  // namespace
 
 Task read_task(const std::filesystem::path& file, const Tokenizer* tokenizer, const TaskOptions& options) {
   check_options(options);
-  return TaskReader(file, tokenizer, options).read();
+  return std::move(TaskReader(file, tokenizer, options, /*by_tag=*/false).read().front());
+}
+
+std::vector<Task> read_tasks_by_tag(const std::filesystem::path& file, const Tokenizer* tokenizer, const TaskOptions& options) {
+  check_options(options);
+  return TaskReader(file, tokenizer, options, /*by_tag=*/true).read();
 }
 
 std::pair<std::int64_t, std::int64_t> counted_range(const Demonstration& demonstration, Count count) {

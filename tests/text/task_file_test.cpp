@@ -202,3 +202,38 @@ TEST_CASE("missing files, folders and negative options are refused", "[text]") {
   CHECK_THROWS_AS(read(numbered_rows(1), options), UsageError);
   CHECK_THROWS_AS(Tokenizer::open("/nonexistent"), InvalidInput);
 }
+
+TEST_CASE("rows are split by their tags, which change nothing else", "[text]") {
+  const std::string bytes =
+      "{\"input_ids\":[1],\"tag\":\"thinking\"}\n{\"input_ids\":[2]}\n{\"input_ids\":[3],\"tag\":\"answer\"}\n"
+      "{\"input_ids\":[4],\"tag\":\"thinking\"}\n{\"input_ids\":[5],\"tag\":null}\n{\"input_ids\":[6],\"tag\":\"answer\"}\n";
+  const GivenFile file(bytes);
+  TaskOptions five;
+  five.samples = 5;
+  const auto tasks = read_tasks_by_tag(file.path, nullptr, five);
+  const Task whole = read_task(file.path, nullptr, five);
+  REQUIRE(tasks.size() == 3);
+  CHECK(tasks[0].name == whole.name);
+  CHECK(tasks[1].name == whole.name + "/answer");
+  CHECK(tasks[2].name == whole.name + "/thinking");
+  CHECK(first_ids(tasks[0]) == std::vector<std::int32_t>{2, 5});
+  CHECK(first_ids(tasks[1]) == std::vector<std::int32_t>{3});
+  CHECK(first_ids(tasks[2]) == std::vector<std::int32_t>{1, 4});
+  CHECK(first_ids(whole) == std::vector<std::int32_t>{1, 2, 3, 4, 5});
+  // A tag's digest is that of a file with its rows alone.
+  CHECK(tasks[2].digest == read("{\"input_ids\":[1],\"tag\":\"thinking\"}\n{\"input_ids\":[4],\"tag\":\"thinking\"}\n").digest);
+}
+
+TEST_CASE("tags that cannot name a task are refused, but only where rows are split", "[text]") {
+  const std::vector<std::string> tags{"3", "\"\"", "\"a/b\"", "\"a=1\"", "\"a,b\"", "\"a\\n\"", "\"" + std::string(65, 'x') + "\""};
+  for (const std::string& tag : tags) {
+    const GivenFile file("{\"input_ids\":[1],\"tag\":" + tag + "}\n");
+    CAPTURE(tag);
+    CHECK_THROWS_WITH(read_tasks_by_tag(file.path, nullptr, {}), mentions("line 1: \"tag\" is"));
+    CHECK(read_task(file.path, nullptr, {}).demonstrations.size() == 1);
+  }
+  std::string many;
+  for (int i = 0; i < 257; ++i) many += "{\"input_ids\":[1],\"tag\":\"t" + std::to_string(i) + "\"}\n";
+  const GivenFile file(many);
+  CHECK_THROWS_WITH(read_tasks_by_tag(file.path, nullptr, {}), mentions("more than 256 tags"));
+}
