@@ -113,6 +113,11 @@ void add_evaluate(CLI::App& app, Session& session);
 void add_run(CLI::App& app, Session& session);
 void add_merge_statistics(CLI::App& app, Session& session);
 void add_verify(CLI::App& app, Session& session);
+void add_precision(CLI::App& app, Session& session);
+void add_smooth(CLI::App& app, Session& session);
+void add_upcycle(CLI::App& app, Session& session);
+void add_replace(CLI::App& app, Session& session);
+void add_factorise(CLI::App& app, Session& session);
 void add_list(CLI::App& app, Session& session);
 
 }  // namespace moetrim::cli
