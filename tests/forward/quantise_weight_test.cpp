@@ -1,7 +1,7 @@
 // Weights at a few bits, by hand.
-#include "testing.h"
-
 #include <ATen/ATen.h>
+
+#include "testing.h"
 
 #include "forward/quantise_weight.h"
 

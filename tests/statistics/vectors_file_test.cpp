@@ -23,7 +23,7 @@ StatisticsManifest manifest() {
   out.layers = 2;
   out.experts = 5;
   out.moe_layers = {1};
-  out.tasks = {{.name = "a", .counted_tokens = 10}, {.name = "b", .counted_tokens = 20}};
+  out.tasks = {{.name = "a", .digest = "1", .counted_tokens = 10}, {.name = "b", .digest = "2", .counted_tokens = 20}};
   out.vectors = StatisticsManifest::Vectors{.width = 3,
                                             .hidden = 4,
                                             .markers = {{.text = "so", .spellings = {{7}}}},
