@@ -1,6 +1,12 @@
 // moetrim calibrate: demonstrations through a checkpoint to statistics.
 
+#include <algorithm>
+#include <array>
+#include <sstream>
+#include <string_view>
+
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/command.h"
 #include "cli/ranks.h"
@@ -8,15 +14,25 @@
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 #include "moetrim/forward.h"
+#include "moetrim/suggest.h"
 
 namespace moetrim::cli {
 
 void CalibrateFlags::add(CLI::App& command) {
   task.add(command);
   run.add(command);
-  command.add_option("--statistics", statistics, "default: all first-order statistics; second-order: also the reverse sweep, for scores of atomic experts; none: the "
-                 "forward pass alone, for timing")
-      ->check(CLI::IsMember({"default", "second-order", "none"}))->capture_default_str();
+  command.add_option("--statistics", statistics,
+                     "Several with commas between them. default: all first-order statistics, always there; second-order: also the reverse "
+                     "sweep, for scores of atomic experts; vectors: mean outputs, covariance of router logits and extremes; all-experts: "
+                     "also what every expert makes of every token; quantisation: also the error of experts at 1 to 4 bits; none: the "
+                     "forward pass alone, for timing")->capture_default_str();
+  command.add_option("--marker", markers, "With vectors: count apart the tokens of this text, as written and behind a space; repeatable")
+      ->allow_extra_args(false);
+  command.add_option("--activation-samples", activation_samples,
+                     "With all-experts: keep the activations of N tokens (drawn by a hash), for alignment [128]")->check(CLI::NonNegativeNumber);
+  command.add_option("--all-experts-tokens", all_experts_tokens,
+                     "With all-experts: run every expert only on the first N counted tokens of a demonstration; 0: on all")
+      ->check(CLI::NonNegativeNumber);
   command.add_option("--max-disk", max_disk, "Disk for hidden states between layers, second order only, for example 200GiB");
   command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
   command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: the least share that counts; -1: all count")
@@ -26,12 +42,75 @@ void CalibrateFlags::add(CLI::App& command) {
   command.add_option("--trace", trace, "Also record the routing of up to N tokens one by one")->check(CLI::NonNegativeNumber);
 }
 
-CalibrateOptions CalibrateFlags::options(const Session& session) const {
+namespace {
+
+constexpr std::array<std::string_view, 6> kKinds{"default", "second-order", "vectors", "all-experts", "quantisation", "none"};
+
+std::vector<std::string> kinds_of(const std::string& list) {
+  std::vector<std::string> kinds;
+  std::stringstream in(list);
+  for (std::string kind; std::getline(in, kind, ',');) {
+    kinds.push_back(kind);
+    if (std::find(kKinds.begin(), kKinds.end(), kind) != kKinds.end()) continue;
+    throw UsageError(fmt::format("--statistics: unknown kind {}{}; expected some of {}", in_quotes(kind), did_you_mean(kind, kKinds),
+                                 fmt::join(kKinds, ", ")));
+  }
+  if (kinds.empty()) throw UsageError("--statistics: expected at least one kind");
+  return kinds;
+}
+
+/// A text's tokens as it is written and behind a space; once where the space is a token of its own.
+StatisticsManifest::Vectors::Marker read_marker(const std::string& text, const Tokenizer& tokenizer) {
+  StatisticsManifest::Vectors::Marker marker{.text = text, .spellings = {tokenizer.encode(text, false)}};
+  const auto& alone = marker.spellings.front();
+  if (alone.empty()) throw UsageError(fmt::format("--marker {}: the text has no tokens", in_quotes(text)));
+  const auto spaced = tokenizer.encode(" " + text, false);
+  const auto tail = static_cast<std::ptrdiff_t>(std::min(alone.size(), spaced.size()));
+  if (!std::equal(spaced.end() - tail, spaced.end(), alone.begin(), alone.end())) marker.spellings.push_back(spaced);
+  return marker;
+}
+
+}  // namespace
+
+bool CalibrateFlags::wants(std::string_view kind) const {
+  const auto kinds = kinds_of(statistics);
+  return std::find(kinds.begin(), kinds.end(), kind) != kinds.end();
+}
+
+void CalibrateFlags::check() const {
+  if (wants("none") && statistics != "none") throw UsageError("--statistics none measures nothing; it stands alone");
+  if (!max_disk.empty() && !wants("second-order")) throw UsageError("--max-disk is for --statistics second-order");
+  if ((activation_samples || all_experts_tokens > 0) && !wants("all-experts")) {
+    throw UsageError("--activation-samples and --all-experts-tokens are for --statistics all-experts");
+  }
+  const bool vectors = wants("vectors") || wants("all-experts") || wants("quantisation");
+  if (!markers.empty() && !vectors) throw UsageError("--marker is for --statistics vectors");
+}
+
+std::optional<StatisticsManifest::Vectors> CalibrateFlags::vectors(const std::filesystem::path& checkpoint) const {
+  StatisticsManifest::Vectors out;
+  out.all_experts = wants("all-experts");
+  out.quantisation = wants("quantisation");
+  if (!wants("vectors") && !out.all_experts && !out.quantisation) return std::nullopt;
+  out.all_experts_tokens = all_experts_tokens;
+  if (out.all_experts) out.activation_samples = activation_samples.value_or(128);
+  if (markers.empty()) return out;
+  const Tokenizer tokenizer = Tokenizer::open(checkpoint);
+  for (const std::string& text : markers) {
+    const auto same = [&](const auto& marker) { return marker.text == text; };
+    if (std::any_of(out.markers.begin(), out.markers.end(), same)) throw UsageError("--marker " + in_quotes(text) + " is given twice");
+    out.markers.push_back(read_marker(text, tokenizer));
+  }
+  return out;
+}
+
+CalibrateOptions CalibrateFlags::options(const Session& session, const std::filesystem::path& checkpoint) const {
+  check();
   CalibrateOptions options;
   run.apply(options, session, "calibrate");
   options.count = task.count_value();
-  options.second_order = statistics == "second-order";
-  if (!max_disk.empty() && !options.second_order) throw UsageError("--max-disk is for --statistics second-order");
+  options.second_order = wants("second-order");
+  options.vectors = vectors(checkpoint);
   if (!max_disk.empty()) options.max_disk = parse_bytes(max_disk);
   options.tcess_top_k = tcess_top_k;
   options.tcess_threshold = tcess_threshold;
@@ -40,6 +119,7 @@ CalibrateOptions CalibrateFlags::options(const Session& session) const {
   options.settings = {{"samples", task.samples},
                       {"shuffle", task.shuffle ? nlohmann::ordered_json(*task.shuffle) : nlohmann::ordered_json()},
                       {"max_tokens", task.max_tokens}};
+  if (task.split_by_tag) options.settings["split_by_tag"] = true;  // a task and its tags must not be added up
   options.tool_version = kVersion;
   return options;
 }
@@ -86,7 +166,8 @@ struct Flags : CalibrateFlags {
   bool dry_run = false;
 };
 
-void check_output(const Flags& flags) {
+void check_first(const Flags& flags) {
+  flags.check();
   const bool measures = flags.statistics != "none";
   if (measures != flags.output.empty() || flags.dry_run) return;
   throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
@@ -94,7 +175,7 @@ void check_output(const Flags& flags) {
 }
 
 CalibrateOptions options_of(const Session& session, const Flags& flags, const RankGroup* ranks) {
-  CalibrateOptions options = flags.options(session);
+  CalibrateOptions options = flags.options(session, flags.folder);
   if (!flags.slice.empty()) {
     const Slice slice = parse_slice(flags.slice);
     options.share = {.number = slice.number, .count = slice.count};
@@ -123,7 +204,7 @@ void report(const Session& session, const StatisticsManifest& manifest, const st
 void run_calibrate(const Session& session, const Flags& flags, RankGroup* ranks) {
   const Checkpoint checkpoint = Checkpoint::open(flags.folder);
   const Model model = describe(checkpoint);
-  const auto tasks = read_tasks(flags.task.files, flags.folder, flags.task.task_options(model.vocabulary));
+  const auto tasks = read_tasks(flags.task, flags.folder, flags.task.task_options(model.vocabulary));
   const CalibrateOptions options = options_of(session, flags, ranks);
   if (model.nested_config && !model.family->untouched.empty()) {
     session.note("note: only text is measured; experts that images or sound would use may look unused");
@@ -158,7 +239,7 @@ void add_calibrate(CLI::App& app, Session& session) {
   command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time; run nothing");
   command->callback([&session, flags] {
     session.run = [&session, flags] {
-      check_output(*flags);
+      check_first(*flags);
       with_ranks(session, [&](RankGroup* ranks) { run_calibrate(session, *flags, ranks); });
     };
   });

@@ -48,22 +48,22 @@ struct Session {
 CLI::App* add_command(CLI::App& app, Session& session, const std::string& name, const std::string& description,
                       const std::string& example);
 
-/// --task, --count, --samples, --shuffle, --max-tokens
+/// --task, --count, --samples, --shuffle, --max-tokens, --split-by-tag
 struct TaskFlags {
   std::vector<std::string> files;
   std::string count = "all";
   std::int64_t samples = 0;
   std::optional<std::uint64_t> shuffle;
   std::int64_t max_tokens = 0;
+  bool split_by_tag = false;
 
   void add(CLI::App& command);
   Count count_value() const;
   TaskOptions task_options(std::int64_t vocabulary) const;
 };
 
-/// Reads the task files; opens the tokenizer only when the checkpoint has one.
-std::vector<Task> read_tasks(const std::vector<std::string>& files, const std::filesystem::path& checkpoint,
-                             const TaskOptions& options);
+/// Reads the task files, split by their tags where that is asked for; opens the tokenizer only when the checkpoint has one.
+std::vector<Task> read_tasks(const TaskFlags& flags, const std::filesystem::path& checkpoint, const TaskOptions& options);
 
 /// --dtype, --device, --threads, --max-memory
 struct RunFlags {
@@ -85,7 +85,8 @@ struct ScoreFlags {
   std::uint64_t seed = 0;
   std::vector<std::string> tasks;   ///< NAME or NAME=WEIGHT
 
-  void add(CLI::App& command);
+  /// @param required  whether a method must be given.
+  void add(CLI::App& command, bool required = true);
   ScoreOptions options() const;
   std::vector<std::pair<std::string, double>> weights() const;
 };
@@ -113,6 +114,10 @@ void add_evaluate(CLI::App& app, Session& session);
 void add_run(CLI::App& app, Session& session);
 void add_merge_statistics(CLI::App& app, Session& session);
 void add_verify(CLI::App& app, Session& session);
+void add_contrast(CLI::App& app, Session& session);
+void add_switch(CLI::App& app, Session& session);
+void add_place(CLI::App& app, Session& session);
+void add_report(CLI::App& app, Session& session);
 void add_precision(CLI::App& app, Session& session);
 void add_smooth(CLI::App& app, Session& session);
 void add_upcycle(CLI::App& app, Session& session);

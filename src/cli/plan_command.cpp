@@ -15,7 +15,7 @@
 namespace moetrim::cli {
 
 void PlanFlags::add(CLI::App& command) {
-  score.add(command);
+  score.add(command, /*required=*/false);
   command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)");
   command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
   command.add_option("--keep-atoms", keep_atoms,
@@ -33,6 +33,7 @@ void PlanFlags::add(CLI::App& command) {
       ->allow_extra_args(false);
   command.add_flag("--regroup", regroup, "Give up the router's groups of experts: the best of a layer stay, wherever they are");
   command.add_flag("--correct-drift", correct_drift, "Let rewrite undo the growth of kept gates that are not renormalised");
+  merge.add(command);
 }
 
 namespace {
@@ -58,8 +59,13 @@ PlanRequest PlanFlags::request() const {
   return out;
 }
 
+bool PlanFlags::over_atoms() const {
+  return !score.method.empty() && find_scoring_method(score.method).grain == Grain::atom;
+}
+
 /// What chooses whole experts for a method over atomic experts; null: nothing has to.
 const ScoringMethod* PlanFlags::choosing_method() const {
+  if (score.method.empty()) return nullptr;
   const ScoringMethod& method = find_scoring_method(score.method);
   if (method.grain == Grain::expert || keep.empty()) {
     if (expert_method.empty()) return nullptr;
@@ -77,11 +83,47 @@ const ScoringMethod* PlanFlags::choosing_method() const {
 }
 
 bool PlanFlags::needs_second_order() const {
+  if (score.method.empty()) return false;
   const ScoringMethod* experts = choosing_method();
   return find_scoring_method(score.method).second_order || (experts && experts->second_order);
 }
 
+/// Dropping before merging, and atomic experts after it, are chosen by a method; merging alone needs none.
+void PlanFlags::check_merging() const {
+  const MergeRequest merging = merge.request(score);
+  check_merge(merging);
+  if (over_atoms()) check_slim(merging);
+  if (!score.method.empty()) {
+    if (over_atoms() || !keep.empty()) return;
+    throw UsageError(fmt::format("--method {} with --merge chooses the experts that --keep keeps before they are merged; add "
+                                 "--keep, or leave it out", score.method));
+  }
+  for (const auto& [option, value] : {std::pair("--keep", &keep), std::pair("--expert-method", &expert_method),
+                                      std::pair("--keep-atoms", &keep_atoms), std::pair("--budget-bytes", &budget_bytes),
+                                      std::pair("--budget-flops", &budget_flops), std::pair("--scope", &scope),
+                                      std::pair("--align", &align), std::pair("--atom-blocks", &atom_blocks),
+                                      std::pair("--library-version", &score.library)}) {
+    if (!value->empty()) {
+      throw UsageError(fmt::format("{} with --merge: say with --method what chooses experts or atomic experts, or leave it out{}",
+                                   option, std::string_view(option) == "--keep" ? "; how many are merged into is --merge-to" : ""));
+    }
+  }
+  if (score.variant != "executed" && merge.method != "ream" && protect.empty()) {
+    throw UsageError(fmt::format("--variant {}: {} has no such variant; leave it out", score.variant, merge.method));
+  }
+}
+
 void PlanFlags::check() const {
+  if (merge.empty()) {
+    merge.check_unused();
+    if (score.method.empty()) throw UsageError("nothing says what chooses the experts; add --method, or --merge");
+  } else {
+    check_merging();
+    if (score.method.empty()) return;
+    if (!over_atoms() && !budget_bytes.empty()) {
+      throw UsageError("--budget-bytes with --merge is for atomic experts; --merge-to says how many experts stay");
+    }
+  }
   const ScoringMethod& method = find_scoring_method(score.method);
   const ScoringMethod* experts = choosing_method();
   if (method.grain == Grain::expert && !(scope.empty() && align.empty() && atom_blocks.empty())) {
@@ -94,12 +136,32 @@ void PlanFlags::check() const {
 void PlanFlags::check(const RouterLimits& limits) const {
   check();
   if (!keep.empty()) legal_keep(limits, KeepBudget::parse(keep), regroup);
+  if (!merge.empty()) check_merge(merge.request(score), limits, regroup);
   if (correct_drift) check_correct_drift(limits);
 }
 
-Plan PlanFlags::make(const Statistics& statistics) const {
+/// The experts that are merged: all, or those that --keep keeps.
+Plan PlanFlags::merge_base(const Statistics& statistics) const {
+  const ScoreOptions options = score.options();
+  PlanRequest experts = request();
+  experts = {.keep = experts.keep, .protect = protect, .regroup = regroup, .correct_drift = correct_drift};
+  const std::string_view name = keep.empty() ? "reap" : over_atoms() ? choosing_method()->name : std::string_view(score.method);
+  if (keep.empty()) experts.keep.experts = statistics.manifest.experts;  // and no score decides
+  const Scores scores = moetrim::score(statistics, find_scoring_method(name), {.variant = options.variant, .seed = options.seed},
+                                       score.weights());
+  return make_plan(statistics, scores, experts, options.variant);
+}
+
+Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) const {
   check();
   const ScoreOptions options = score.options();
+  if (!merge.empty()) {
+    Plan plan = merge_plan(merge_base(statistics), statistics, vectors, merge.request(score));
+    if (over_atoms()) {
+      slim_plan(plan, statistics, moetrim::score(statistics, find_scoring_method(score.method), options, score.weights()), request());
+    }
+    return plan;
+  }
   const Scores scores = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
   std::optional<Scores> experts;
   if (const ScoringMethod* choosing = choosing_method()) {
@@ -157,7 +219,8 @@ std::string describe_widths(const Plan& plan) {
 std::string describe_atoms(const Plan& plan) {
   if (plan.width == 0) return "";
   const std::int64_t kept = kept_atoms(plan);
-  const auto total = static_cast<std::int64_t>(plan.layers.size()) * plan.keep * plan.width;
+  std::int64_t total = 0;
+  for (const PlanLayer& layer : plan.layers) total += std::ssize(layer.keep) * plan.width;
   return fmt::format("keeps {} of {} atomic experts in them ({:.2f}%) by {}\n{}", kept, total,
                      100 * static_cast<double>(kept) / static_cast<double>(total), plan.method, describe_widths(plan));
 }
@@ -191,11 +254,41 @@ std::string describe_unseen(const Plan& plan) {
                      "experts, would settle it\n", unseen, unseen_kept);
 }
 
+/// Experts after merging, equal ones counted once.
+int merged_experts(const Plan& plan, const PlanLayer& layer) {
+  std::ptrdiff_t count = std::ssize(router_rows(plan, layer));
+  if (plan.router == MergedRouter::centroid) return static_cast<int>(count);
+  for (const MergeGroup& group : layer.merge) count -= std::ssize(group.members) - 1;
+  return static_cast<int>(count);
+}
+
+std::string describe_merging(const Plan& plan) {
+  std::vector<int> experts;
+  std::vector<int> sizes;
+  for (const PlanLayer& layer : plan.layers) {
+    experts.push_back(merged_experts(plan, layer));
+    for (const MergeGroup& group : layer.merge) sizes.push_back(static_cast<int>(group.members.size()));
+  }
+  const auto range = [](const std::vector<int>& values) {
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    return *least == *most ? std::to_string(*least) : fmt::format("{} to {}", *least, *most);
+  };
+  const PlanLayer& first = plan.layers.front();
+  std::ptrdiff_t before = experts.front();
+  for (const MergeGroup& group : first.merge) before += std::ssize(group.members) - 1;
+  const std::string by = before < plan.experts ? " that " + (plan.width == 0 ? plan.method : plan.source.value("expert_method", "")) +
+                                                     " keeps of " + std::to_string(plan.experts) : "";
+  return fmt::format("merges the {} experts{} in each of {} layers into {} by {}: {} groups of {}; router {}, alignment {}\n",
+                     before, by, plan.layers.size(), range(experts), plan.source["merge"].value("method", ""), sizes.size(),
+                     range(sizes), merged_router_name(plan.router), alignment_name(plan.align));
+}
+
 std::string describe_plan(const Plan& plan) {
   // All experts stay where only atomic experts were asked for: no method chose them.
   const std::string by = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
-  std::string text = fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts,
-                                 plan.layers.size(), by.empty() ? "" : " by " + by);
+  std::string text = merges(plan) ? describe_merging(plan)
+                                  : fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts,
+                                                plan.layers.size(), by.empty() ? "" : " by " + by);
   text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   return text + describe_unseen(plan);
@@ -204,7 +297,7 @@ std::string describe_plan(const Plan& plan) {
 }  // namespace
 
 void add_plan(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay, and which atomic experts of them",
+  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay or are merged, and which atomic experts stay",
                                   "moetrim plan arithmetic.stats --method easy-ep --keep 0.5 -o plan.json");
   struct Flags : PlanFlags {
     std::string statistics, output;
@@ -218,7 +311,9 @@ void add_plan(CLI::App& app, Session& session) {
       flags->check();  // a misspelt name before a large folder is read
       const Statistics statistics = Statistics::read(flags->statistics, flags->needs_second_order());
       session.note_part(statistics.manifest);
-      const Plan plan = flags->make(statistics);
+      const Plan plan = flags->make(statistics, [&](int layer) {
+        return read_vectors(flags->statistics, statistics.manifest, layer);
+      });
       write_plan(flags->output, plan);
       session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
     };

@@ -21,6 +21,7 @@ class Part {
       : fields_(json, file, where), folder_(file.parent_path()) {}
 
   JsonFields& fields() { return fields_; }
+  const JsonFields& fields() const { return fields_; }
   fs::path path(const char* name) { return resolve(fields_.text(name)); }
   fs::path resolve(const std::string& text) const { return (folder_ / text).lexically_normal(); }
 
@@ -54,6 +55,7 @@ class Part {
     integer("samples", 0, out.samples);
     if (fields_.has("shuffle")) out.shuffle = static_cast<std::uint64_t>(fields_.integer("shuffle", 0, kMany));
     integer("max-tokens", 0, out.max_tokens);
+    flag("split-by-tag", out.split_by_tag);
   }
   void run(RunFlags& out) {
     choice("dtype", {"fp32", "bf16", "fp64"}, out.dtype);
@@ -70,8 +72,17 @@ class Part {
 void read_calibrate(Part& part, CalibrateFlags& out) {
   part.tasks(out.task);
   part.run(out.run);
-  part.choice("statistics", {"default", "second-order"}, out.statistics);
+  part.text("statistics", out.statistics);
+  out.markers = part.texts("marker", false);
+  part.integer("all-experts-tokens", 0, out.all_experts_tokens);
+  if (part.fields().has("activation-samples")) out.activation_samples = part.fields().whole("activation-samples", 0);
   part.text("max-disk", out.max_disk);
+  try {
+    out.check();
+  } catch (const UsageError& error) {
+    part.fields().fail("statistics", error.what());
+  }
+  if (out.wants("none")) part.fields().fail("statistics", "a recipe needs statistics to make a plan of, got \"none\"");
   part.integer("tcess-top-k", 1, out.tcess_top_k);
   if (part.fields().has("tcess-threshold")) out.tcess_threshold = part.fields().number("tcess-threshold", -1, 1);
   part.integer("trace", 0, out.trace);
@@ -88,9 +99,23 @@ std::string number_or_text(JsonFields& fields, const char* name) {
   return value.dump();
 }
 
+void read_merging(Part& part, MergeFlags& out) {
+  part.text("merge", out.method);
+  out.to = number_or_text(part.fields(), "merge-to");
+  part.choice("merge-counts", {"uniform", "adaptive"}, out.counts);
+  part.choice("merge-features", {"outputs", "logits"}, out.features);
+  part.choice("linkage", {"average", "complete", "single", "ward"}, out.linkage);
+  out.group_size = number_or_text(part.fields(), "group-size");
+  part.choice("router", {"centroid", "map", "duplicate"}, out.router);
+  part.choice("merge-align", {"weights", "activations", "none"}, out.align);
+}
+
 void read_plan_part(Part& part, PlanFlags& out) {
-  out.score.method = part.fields().text("method");
-  find_scoring_method(out.score.method);
+  read_merging(part, out.merge);
+  if (out.merge.empty() || part.fields().has("method")) {
+    out.score.method = part.fields().text("method");
+    find_scoring_method(out.score.method);
+  }
   part.choice("variant", {"executed", "official"}, out.score.variant);
   part.choice("library-version", {"4.56", "4.51"}, out.score.library);
   part.integer("seed", 0, out.score.seed);
@@ -119,6 +144,23 @@ void read_evaluate(Part& part, EvaluateFlags& out) {
   part.fields().finish();
 }
 
+/// What a plan that merges needs is measured in the same run.
+void check_vectors(const Recipe& recipe, const Part& calibrate) {
+  if (recipe.plan.merge.empty()) return;
+  const MergeRequest request = recipe.plan.merge.request(recipe.plan.score);
+  const CalibrateFlags& flags = recipe.calibrate;
+  const bool samples = aligns_by_activations(request);
+  if ((samples || needs_all_experts(request)) && !flags.wants("all-experts")) {
+    calibrate.fields().fail("statistics", "expected \"all-experts\" among them, which the plan's merging needs");
+  }
+  if (!flags.wants("vectors") && !flags.wants("all-experts") && !flags.wants("quantisation")) {
+    calibrate.fields().fail("statistics", "expected \"vectors\" among them, which the plan's merging needs");
+  }
+  if (samples && flags.activation_samples == 0) {
+    calibrate.fields().fail("activation-samples", "expected a number from 1, since plan.merge-align compares them");
+  }
+}
+
 }  // namespace
 
 Recipe Recipe::read(const fs::path& file) {
@@ -132,9 +174,10 @@ Recipe Recipe::read(const fs::path& file) {
   read_calibrate(calibrate, recipe.calibrate);
   Part plan(root.fields().object("plan"), file, "plan");
   read_plan_part(plan, recipe.plan);
-  if (recipe.plan.needs_second_order() && recipe.calibrate.statistics != "second-order") {
-    calibrate.fields().fail("statistics", "expected \"second-order\", which the plan's methods need");
+  if (recipe.plan.needs_second_order() && !recipe.calibrate.wants("second-order")) {
+    calibrate.fields().fail("statistics", "expected \"second-order\" among them, which the plan's methods need");
   }
+  check_vectors(recipe, calibrate);
   recipe.mtp = recipe.calibrate.mtp;
   if (root.fields().has("rewrite")) {
     Part rewrite(root.fields().object("rewrite"), file, "rewrite");

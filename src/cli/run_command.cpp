@@ -26,9 +26,13 @@ nlohmann::ordered_json without_losses(nlohmann::ordered_json manifest) {
   return manifest;
 }
 
-/// The same limits, filled at random.
+/// The same limits, filled at random. As many experts as a merging plan ends with, dropped rather than merged.
 PlanFlags random_twin(PlanFlags flags) {
-  const bool atoms = find_scoring_method(flags.score.method).grain == Grain::atom;
+  const bool atoms = !flags.score.method.empty() && find_scoring_method(flags.score.method).grain == Grain::atom;
+  if (!flags.merge.empty()) {
+    flags.keep = flags.merge.to;
+    flags.merge = {};
+  }
   flags.score.method = atoms ? "random-atoms" : "random";
   flags.expert_method.clear();
   flags.score.variant = "executed";
@@ -71,14 +75,14 @@ class Run {
   /// What would fail after hours fails now: a keep that the router cannot work with, task files, a tokenizer.
   void check_first() {
     recipe_.plan.check(router_limits(model_));
-    tasks_ = read_tasks(recipe_.calibrate.task.files, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
+    tasks_ = read_tasks(recipe_.calibrate.task, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
     if (!recipe_.evaluates) return;
-    tests_ = read_tasks(recipe_.evaluate.task.files, recipe_.checkpoint, recipe_.evaluate.task.task_options(model_.vocabulary));
+    tests_ = read_tasks(recipe_.evaluate.task, recipe_.checkpoint, recipe_.evaluate.task.task_options(model_.vocabulary));
     if (recipe_.evaluate.exact_match) prompts_ = recipe_.evaluate.prompts(recipe_.checkpoint, model_.vocabulary);
   }
 
   void calibrate_step() {
-    const CalibrateOptions options = recipe_.calibrate.options(session_);
+    const CalibrateOptions options = recipe_.calibrate.options(session_, recipe_.checkpoint);
     const auto wanted = without_losses(manifest_to_json(calibration_manifest(model_, tasks_, options)));
     const fs::path manifest = statistics_folder() / "manifest.json";
     if (fs::exists(manifest) && without_losses(read_json_file(manifest)) == wanted) {
@@ -92,10 +96,13 @@ class Run {
 
   void plan_step() {
     const auto make = [&](const PlanFlags& flags, const char* scores_file, const char* plan_file) {
-      const Scores scores = moetrim::score(statistics_, find_scoring_method(flags.score.method), flags.score.options(),
-                                           flags.score.weights());
-      write_scores(recipe_.output / scores_file, scores);
-      Plan plan = flags.make(statistics_);
+      if (!flags.score.method.empty()) {
+        write_scores(recipe_.output / scores_file, moetrim::score(statistics_, find_scoring_method(flags.score.method),
+                                                                  flags.score.options(), flags.score.weights()));
+      }
+      Plan plan = flags.make(statistics_, [&](int layer) {
+        return read_vectors(statistics_folder(), statistics_.manifest, layer);
+      });
       write_plan(recipe_.output / plan_file, plan);
       return plan;
     };
@@ -104,7 +111,7 @@ class Run {
   }
 
   void rewrite_step() {
-    const ExportRequest request = prepare_export(model_, plan_, kVersion, {.mtp = parse_mtp(recipe_.mtp)});
+    const ExportRequest request = prepare_export(model_, plan_, kVersion, {.mtp = parse_mtp(recipe_.mtp), .sources = {.statistics = statistics_folder()}});
     for (const auto& tensor : request.tensors) pruned_bytes_ += tensor.spec.bytes();
     for (const auto& warning : request.warnings) session_.note("note: " + warning);
     const fs::path record = pruned_folder() / "moetrim.json";
@@ -147,18 +154,35 @@ class Run {
     }
     EvaluateOptions options;
     recipe_.evaluate.run.apply(options, session_, "evaluate");
-    const auto losses =
-        moetrim::evaluate(model_, tests_, recipe_.evaluate.task.count_value(), options, {plan_, random_}, nullptr);
+    // A plan that changes values is measured as it was written, any other as a mask, which shares the pass.
+    const bool written = changes_values(plan_);
+    std::vector<Plan> masks{random_};
+    if (!written) masks.push_back(plan_);
+    const auto losses = moetrim::evaluate(model_, tests_, recipe_.evaluate.task.count_value(), options, masks, nullptr);
+    const auto after = written ? evaluate_written(options) : std::vector<LossSums>{};
     nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-    for (const EvaluateTask& task : losses) {
+    for (std::size_t t = 0; t < losses.size(); ++t) {
+      const EvaluateTask& task = losses[t];
       rows.push_back({{"task", task.name},
                       {"before", loss_json(task.model, false)},
-                      {"after", loss_json(task.plans[0], true)},
-                      {"random", loss_json(task.plans[1], true)}});
+                      {"after", loss_json(written ? after[t] : task.plans[1], true)},
+                      {"random", loss_json(task.plans[0], true)}});
     }
     if (recipe_.evaluate.exact_match) add_exact_match(rows);
     write_file_atomically(file, nlohmann::ordered_json{{"key", key}, {"tasks", rows}}.dump(2) + "\n");
     return rows;
+  }
+
+  /// The written checkpoint against the one that it was made from.
+  std::vector<LossSums> evaluate_written(const EvaluateOptions& options) const {
+    const Checkpoint checkpoint = Checkpoint::open(pruned_folder());
+    const Model model = describe(checkpoint);
+    std::vector<LossSums> sums;
+    for (const EvaluateTask& task :
+         moetrim::evaluate(model, tests_, recipe_.evaluate.task.count_value(), options, {}, &model_)) {
+      sums.push_back({.tokens = task.model.tokens, .loss = task.model.loss, .kl = task.against->kl, .agree = task.against->agree});
+    }
+    return sums;
   }
 
   /// "after" is the written checkpoint itself, not the plan applied as a mask.

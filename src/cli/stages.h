@@ -1,6 +1,7 @@
 // The options of the stages that both a sub-command and a recipe can run.
 #pragma once
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "cli/command.h"
 #include "moetrim/calibrate.h"
 #include "moetrim/evaluate.h"
+#include "moetrim/merging.h"
 #include "moetrim/plan.h"
 
 namespace moetrim {
@@ -19,7 +21,10 @@ namespace moetrim::cli {
 struct CalibrateFlags {
   TaskFlags task;
   RunFlags run;
-  std::string statistics = "default";
+  std::string statistics = "default";   ///< separated by commas
+  std::vector<std::string> markers;
+  std::optional<int> activation_samples;
+  std::int64_t all_experts_tokens = 0;
   int tcess_top_k = 1;
   double tcess_threshold = -1;
   std::int64_t trace = 0;
@@ -27,11 +32,31 @@ struct CalibrateFlags {
   std::string max_disk;
 
   void add(CLI::App& command);
-  CalibrateOptions options(const Session& session) const;
+  /// Whether `kind` is among the statistics that are asked for. @throws UsageError when one of those is unknown
+  bool wants(std::string_view kind) const;
+  /// Options that do not go together. @throws UsageError
+  void check() const;
+  /// @param checkpoint  whose tokenizer spells the markers
+  CalibrateOptions options(const Session& session, const std::filesystem::path& checkpoint) const;
+
+ private:
+  std::optional<StatisticsManifest::Vectors> vectors(const std::filesystem::path& checkpoint) const;
+};
+
+/// --merge and what belongs to it
+struct MergeFlags {
+  std::string method, to, counts, features, linkage, group_size, router, align;  ///< empty: not given
+
+  void add(CLI::App& command);
+  bool empty() const { return method.empty(); }
+  /// @throws UsageError for what cannot be read, and for options without --merge.
+  MergeRequest request(const ScoreFlags& score) const;
+  void check_unused() const;
 };
 
 struct PlanFlags {
-  ScoreFlags score;
+  ScoreFlags score;   ///< method empty: nothing has to be chosen, see merge
+  MergeFlags merge;
   std::string keep, expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
   std::vector<std::string> protect;
   bool regroup = false;
@@ -44,11 +69,15 @@ struct PlanFlags {
   void check() const;
   /// Also refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
   void check(const RouterLimits& limits) const;
-  Plan make(const Statistics& statistics) const;
+  /// @param vectors  called for plans that merge only.
+  Plan make(const Statistics& statistics, const ReadVectors& vectors) const;
 
  private:
   PlanRequest request() const;
+  bool over_atoms() const;
   const ScoringMethod* choosing_method() const;
+  void check_merging() const;
+  Plan merge_base(const Statistics& statistics) const;
 };
 
 struct EvaluateFlags {
