@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -71,6 +72,8 @@ struct ExportRequest {
   std::string modelling_code;         ///< kSlimFile; empty where transformers' own classes read the checkpoint
   std::string source_fingerprint;     ///< Checkpoint::fingerprint() of the source
   RewriteSources sources = {};        ///< what recipes of tensors need beside the source
+  std::shared_ptr<LowRank> low_rank;  ///< that of the recipes, whose threshold is found before anything is written; null: none
+  Share sparse_rows = {};             ///< with low_rank: of the entries, how many stay whole, at least
   std::vector<std::string> warnings;  ///< for the caller to print; not written
 };
 
@@ -115,7 +118,10 @@ struct ExportEstimate {
 struct PrepareOptions {
   bool allow_other_checkpoint = false;  ///< accept a plan whose fingerprint is not the source's
   Mtp mtp = Mtp::prune;                 ///< what becomes of multi-token-prediction blocks
-  RewriteSources sources = {};          ///< what the plan needs beside the checkpoint
+  RewriteSources sources = {};          ///< what the plan needs beside the checkpoint; low_rank is set from what follows
+  /// Rank of the factors that the plan's merged experts, or all where it merges none, are replaced by; 0: none.
+  int low_rank = 0;
+  Share sparse_rows = {.part = 1, .whole = 10};  ///< with low_rank: share of the entries, in whole rows, that keep their values
 };
 
 /// Checks the plan and prepares everything that export_checkpoint needs.

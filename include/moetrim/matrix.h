@@ -1,4 +1,4 @@
-// Dense matrices on the CPU, without LibTorch: their product, and which rows of one belong to which of another.
+// Dense matrices on the CPU, without LibTorch: their product, which rows of one belong to which of another, and low rank.
 #pragma once
 
 #include <cstddef>
@@ -30,5 +30,11 @@ enum class Optimum : std::uint8_t { least, greatest };
 /// @return for every row its column
 /// @throws Error when values is not [n, n]; InvalidInput for a value that is not finite.
 std::vector<int> optimal_assignment(std::span<const double> values, std::size_t n, Optimum optimum);
+
+/// Replaces a matrix [rows, columns] by the one of that rank that is nearest to it in the sum of squares: its singular value
+/// decomposition without the smaller values, by the eigenvectors of its smaller Gram matrix, in fp64. O(min(rows, columns)^3).
+/// A rank that the matrix cannot exceed leaves it as it is.
+/// @throws Error when values is not [rows, columns]; InvalidInput for a value that is not finite.
+void nearest_of_rank(std::span<double> values, std::size_t rows, std::size_t columns, std::size_t rank);
 
 }  // namespace moetrim

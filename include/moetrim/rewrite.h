@@ -82,7 +82,9 @@ struct OutputTensor {
 
 /// What a plan may need beside the checkpoint.
 struct RewriteSources {
-  std::filesystem::path statistics;   ///< with vectors: for Alignment::activations and for constants; may be empty
+  std::filesystem::path statistics = {};   ///< with vectors: for Alignment::activations and for constants; may be empty
+  /// Of the matrices of the experts that the plan merges, or of all where it merges none. Null: they stay whole.
+  std::shared_ptr<const LowRank> low_rank = {};
 };
 
 /// What becomes of multi-token-prediction blocks.

@@ -26,8 +26,17 @@ struct Contribution {
   double weight = 1;
 };
 
+/// What every matrix of an expert becomes: factors of low rank, and what they leave of the rows (outputs) where that is most.
+/// Stored dense: a row that keeps what the factors leave is the matrix's own, the others are the factors' product.
+/// Source: the compression step of MC-SMoE (arXiv 2310.01334, after LoSparse, arXiv 2306.11222).
+struct LowRank {
+  int rank = 0;
+  /// Rows stay whole from this mean |matrix - factors| on. Known once all matrices were looked at.
+  float threshold = 0;
+};
+
 /// The values of a slab, before atomic experts are cut: factor x (sum of weight x slab of the expert) x `along_hidden`, plus
-/// noise; or `values`.
+/// noise; or `values`. `low_rank` comes last.
 struct SlabRecipe {
   std::vector<Contribution> parts;                           ///< none: zeros
   std::shared_ptr<const AlignedGroup> group;                 ///< of the parts, in its order; null: nothing is aligned
@@ -39,9 +48,11 @@ struct SlabRecipe {
   double noise = 0;                                          ///< standard deviation, as a share of the slab's root mean square
   std::uint64_t noise_seed = 0;                              ///< of this slab
 
+  std::shared_ptr<const LowRank> low_rank;
+
   /// Whether the slab's bytes are those of one expert's, unchanged.
   bool untouched() const {
-    return parts.size() == 1 && parts[0].weight == 1 && factor == 1 && !along_hidden && !values && noise == 0;
+    return parts.size() == 1 && parts[0].weight == 1 && factor == 1 && !along_hidden && !values && noise == 0 && !low_rank;
   }
 };
 

@@ -16,8 +16,8 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics;
-  int writers = 2;
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1";
+  int writers = 2, low_rank = 0;
   bool overwrite = false, other = false, dry_run = false;
 };
 
@@ -84,7 +84,8 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
     options.share = ShardShare{.number = slice.number, .count = slice.count};
   }
   const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp),
-                               .sources = {.statistics = flags.statistics}};
+                               .sources = {.statistics = flags.statistics}, .low_rank = flags.low_rank,
+                               .sparse_rows = Share::parse(flags.sparse_rows, "--sparse-rows")};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
@@ -124,6 +125,11 @@ void add_rewrite(CLI::App& app, Session& session) {
   command->add_option("--statistics", flags->statistics,
                       "Statistics folder that the plan was made from, where it aligns merged experts by activations or replaces experts "
                       "by constants");
+  CLI::Option* rank = command->add_option("--low-rank", flags->low_rank,
+                      "Replace matrices of merged experts, or of all where the plan merges none, by factors of this rank and the rows that "
+                      "those miss most; stored whole")->check(CLI::PositiveNumber);
+  command->add_option("--sparse-rows", flags->sparse_rows, "With --low-rank: share of the matrices' entries, in whole rows, that stays")
+      ->needs(rank)->capture_default_str();
   command->add_option("--also-dtype", flags->also_dtype,
                       "Write a second checkpoint beside the output, OUTPUT-bf16, with quantised weights dequantised: bf16");
   command->add_flag("--overwrite", flags->overwrite, "Replace the output if moetrim wrote it");

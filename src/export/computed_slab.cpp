@@ -55,6 +55,21 @@ std::uint64_t slab_bytes(const Model& model, const Piece& piece) {
 }
 
 std::span<const double> ComputedSlab::values(const Piece& piece) {
+  mix(piece);
+  const TensorPlace& place = place_of(model_, *piece.source);
+  if (piece.recipe->low_rank) factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank);
+  return sum_;
+}
+
+std::vector<RowImportance> ComputedSlab::row_importance(const Piece& piece) {
+  mix(piece);
+  const TensorPlace& place = place_of(model_, *piece.source);
+  std::vector<RowImportance> out;
+  factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank, &out);
+  return out;
+}
+
+void ComputedSlab::mix(const Piece& piece) {
   const SlabRecipe& recipe = *piece.recipe;
   const TensorPlace& place = place_of(model_, *piece.source);
   const Weight& weight = weight_of(model_, place, place.expert);
@@ -64,7 +79,7 @@ std::span<const double> ComputedSlab::values(const Piece& piece) {
       throw Error(fmt::format("tensor {}: {} values were given for {}", piece.source->name, recipe.values->size(), sum_.size()));
     }
     std::copy(recipe.values->begin(), recipe.values->end(), sum_.begin());
-    return sum_;
+    return;
   }
   const auto permutations = recipe.group ? alignments_.of(recipe.group) : nullptr;
   for (std::size_t i = 0; i < recipe.parts.size(); ++i) {
@@ -72,7 +87,6 @@ std::span<const double> ComputedSlab::values(const Piece& piece) {
   }
   multiply(recipe, weight);
   add_noise(recipe);
-  return sum_;
 }
 
 void ComputedSlab::add(const TensorPlace& place, const Contribution& part, std::span<const std::int32_t> permutation) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "export/alignments.h"
+#include "export/low_rank.h"
 #include "export/slab_values.h"
 #include "moetrim/rewrite.h"
 
@@ -24,11 +25,15 @@ class ComputedSlab {
   /// The values of a piece with a recipe, in the order of the source, before its cut; valid until the next call.
   /// @throws InvalidInput when the values cannot be aligned.
   std::span<const double> values(const Piece& piece);
+  /// Of the rows of its matrices: what factors of low rank would miss.
+  std::vector<RowImportance> row_importance(const Piece& piece);
   /// Its bytes, after the cut. Only for BF16, F16 and F32.
   /// @throws InvalidInput also when the type cannot hold a value.
   std::span<const std::byte> bytes(const Piece& piece);
 
  private:
+  /// All of the recipe but the factors.
+  void mix(const Piece& piece);
   void add(const TensorPlace& place, const Contribution& part, std::span<const std::int32_t> permutation);
   void multiply(const SlabRecipe& recipe, const Weight& weight);
   void add_noise(const SlabRecipe& recipe);

@@ -72,6 +72,7 @@ std::uint64_t peak_memory(const Checkpoint& source, const ExportRequest& request
   }
   if (edits) bytes += export_detail::Alignments::kKeptBytes + sample_bytes(request);
   matrix += slab;
+  if (request.low_rank) bytes += export_detail::low_rank_bytes(request, writers);
   return bytes + static_cast<std::uint64_t>(writers) * (kBlocks * export_detail::kBlockBytes + matrix);
 }
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "export/folder_export.h"
+#include "export/low_rank.h"
 #include "export/writers.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
@@ -125,6 +126,7 @@ class Export {
       add(*pruned_, i);
       for (; next < awaited.size() && awaited[next] <= i; ++next) add(*twin_, next);
     }
+    if (request_.low_rank && !orders.empty()) request_.low_rank->threshold = find_row_threshold(source_, request_, options_);
     Alignments alignments(source_, *request_.model, request_.sources.statistics);
     Writers(source_, *request_.model, alignments, meter_).write(orders, options_.writers, options_.stop);
   }

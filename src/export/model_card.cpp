@@ -64,6 +64,16 @@ std::string front_matter(const Model& model) {
   return out + "library_name: transformers\npipeline_tag: text-generation\ntags:\n- moe\n- pruned\n- moetrim\n---\n\n";
 }
 
+/// "16", or "12 to 20" where rows of the router share experts and layers differ.
+std::string stored_experts(const Plan& plan) {
+  if (!merges(plan) || plan.router != MergedRouter::map) return std::to_string(plan.keep);
+  const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& a, const PlanLayer& b) {
+    return a.keep.size() < b.keep.size();
+  });
+  return least->keep.size() == most->keep.size() ? std::to_string(most->keep.size())
+                                                 : fmt::format("{} to {}", least->keep.size(), most->keep.size());
+}
+
 std::string size_table(const Model& model, const Plan& plan, std::span<const OutputTensor> tensors,
                        const std::optional<WidthFacts>& widths) {
   Size before, after;
@@ -71,7 +81,7 @@ std::string size_table(const Model& model, const Plan& plan, std::span<const Out
   for (const OutputTensor& tensor : tensors) after.add(tensor.spec);
   const double share = 100.0 * static_cast<double>(after.bytes) / static_cast<double>(std::max<std::uint64_t>(before.bytes, 1));
   std::string out = "| | before | after |\n|---|---:|---:|\n";
-  out += fmt::format("| experts per MoE layer | {} | {} |\n", plan.experts, plan.keep);
+  out += fmt::format("| experts per MoE layer | {} | {} |\n", plan.experts, stored_experts(plan));
   if (widths) {
     out += fmt::format("| width of an expert | {} | {} |\n", widths->before, widths->widths());
     out += fmt::format("| atomic experts | {} | {} ({:.1f} % removed) |\n", widths->atoms, widths->kept_atoms,

@@ -46,6 +46,9 @@ nlohmann::ordered_json record_of(const ExportRequest& request, const Plan& plan,
                       {"total_bytes", source.total_bytes()}};
   if (request.model->mtp_layers > 0) record["mtp"] = mtp == Mtp::prune ? "prune" : mtp == Mtp::keep ? "keep" : "drop";
   if (facts) record["slim"] = width_record(*facts);
+  if (request.low_rank) {
+    record["low_rank"] = {{"rank", request.low_rank->rank}, {"sparse_rows", request.sparse_rows.value()}, {"merged_only", merges(plan)}};
+  }
   record["warnings"] = request.warnings;
   record["plan"] = plan_to_json(plan);
   return record;
@@ -75,7 +78,12 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   request.source_fingerprint = model.checkpoint->fingerprint();
   if (!options.allow_other_checkpoint) check_plan(model, plan, request.source_fingerprint, mtp);
   request.sources = options.sources;
-  request.tensors = plan_tensors(model, plan, mtp, options.sources);
+  if (options.low_rank > 0) {
+    request.low_rank = std::make_shared<LowRank>(LowRank{.rank = options.low_rank});
+    request.sources.low_rank = request.low_rank;
+    request.sparse_rows = options.sparse_rows;
+  }
+  request.tensors = plan_tensors(model, plan, mtp, request.sources);
   request.config = rewrite_config(model, plan, mtp);
   request.warnings = rewrite_warnings(model, plan, mtp);
   const auto facts = width_facts(model, plan, request.tensors, mtp);
@@ -83,6 +91,11 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
     request.modelling_code = modelling_code(slimming.architecture);
   }
   if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));
+  if (request.low_rank) {
+    request.warnings.push_back(fmt::format("Matrices of {} are of rank {}, but for rows that hold at least {:.4g} % of their entries and that "
+                                           "such factors miss most. They are stored whole: the file is as large as without.",
+                                           merges(plan) ? "merged experts" : "experts", options.low_rank, 100 * options.sparse_rows.value()));
+  }
   if (const auto weights = edited_codes(request.tensors); weights > 0) {
     request.warnings.push_back(fmt::format("The values of {} weights in FP8 blocks changed and are quantised again, with a new scale per "
                                            "block.", weights));

@@ -79,6 +79,8 @@ TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportReque
   remove_quantisation(twin.config);
   twin.source_fingerprint = pruned.source_fingerprint;
   twin.sources = pruned.sources;
+  twin.low_rank = pruned.low_rank;
+  twin.sparse_rows = pruned.sparse_rows;
   for (const auto& warning : rewrite_warnings(model, plan, options.mtp)) {
     if (!warning.starts_with(kQuantization)) twin.warnings.push_back(warning);  // the twin has no such key
   }

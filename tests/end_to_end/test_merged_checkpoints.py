@@ -278,3 +278,46 @@ def test_alignment_by_activations_is_scipys_on_the_sampled_tokens(tmp_path):
             mean = (experts[2] + experts[5][index]) / 2
             slot = 2
             assert torch.equal(after[name(tensor)][slot], mean.float())
+
+
+def nearest_of_rank(matrix, rank):
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * s[:rank] @ v[:rank]
+
+
+@pytest.mark.parametrize("family, layout", [("qwen3_moe", None), ("gpt_oss", None)])
+def test_low_rank_and_sparse_rows_are_numpys(family, layout, tmp_path):
+    """MC-SMoE's compression of merged experts, with rows chosen by what the factors miss."""
+    model = models.make(tmp_path / "m", family, layout)
+    write_plan(tmp_path, model, "duplicate")
+    rewrite(tmp_path, "out", "--low-rank", "3", "--sparse-rows", "0.3")
+    assert json.loads((tmp_path / "out/moetrim.json").read_text())["low_rank"] == dict(rank=3, sparse_rows=0.3, merged_only=True)
+    loaded, info = models.load(tmp_path / "out", model)
+    loads_whole(info)
+    untouched = {layer: [p.detach().clone() for p in experts_of(model, layer).parameters()] for layer in moe_layers(model)}
+    merge_in_place(model)
+
+    def matrices(model):
+        """Every matrix of a merged expert, outputs first."""
+        for layer in moe_layers(model):
+            experts = experts_of(model, layer)
+            for expert in (e for group in GROUPS for e in group["members"]):
+                gate_up, down = (w[expert].detach().double().numpy() for w in (experts.gate_up_proj, experts.down_proj))
+                if family == "gpt_oss":
+                    yield from (gate_up.T[0::2], gate_up.T[1::2], down.T)
+                else:
+                    yield from (*np.split(gate_up, 2), down)
+
+    merged = list(matrices(model))
+    factors = [nearest_of_rank(m, 3) for m in merged]
+    importance = [np.abs(m - f).mean(1).astype(np.float32) for m, f in zip(merged, factors)]
+    entries = np.sort(np.concatenate([np.repeat(i, m.shape[1]) for i, m in zip(importance, merged)]))
+    threshold = entries[len(entries) * 7 // 10 - 1] - 1e-6
+    kept = 0
+    for matrix, product, rows, found in zip(merged, factors, importance, matrices(loaded)):
+        expected = np.where((rows >= threshold)[:, None], matrix, product)
+        kept += (rows >= threshold).sum() * matrix.shape[1]
+        assert np.abs(found - expected).max() < 1e-5
+    assert 0.3 <= kept / len(entries) < 0.4
+    for layer, before in untouched.items():  # expert 3 is in no group
+        assert all(torch.equal(a[3], b[3]) for a, b in zip(before, experts_of(loaded, layer).parameters()))

@@ -1,6 +1,7 @@
 // The matrix product against sums by hand, and the optimal assignment against all permutations.
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -82,4 +83,20 @@ TEST_CASE("values that are no square or not finite are refused") {
   CHECK_THROWS_AS(optimal_assignment(five, 2, Optimum::least), Error);
   const std::vector<double> broken = {1, 2, std::numeric_limits<double>::quiet_NaN(), 4};
   CHECK_THROWS_AS(optimal_assignment(broken, 2, Optimum::least), InvalidInput);
+}
+
+TEST_CASE("the nearest matrix of rank 1 of the worked example of MC-SMoE") {
+  const std::vector<double> whole = {3, 0, 0, 2, 1, 1};
+  std::vector<double> tall = whole;
+  nearest_of_rank(tall, 3, 2, 1);
+  const std::vector<double> expected = {2.89272, 0.55709, 0.37139, 0.07152, 1.14993, 0.22146};
+  for (std::size_t i = 0; i < expected.size(); ++i) CHECK(std::abs(tall[i] - expected[i]) < 1e-5);
+  std::vector<double> wide = {3, 0, 1, 0, 2, 1};
+  nearest_of_rank(wide, 2, 3, 1);
+  for (std::size_t i = 0; i < 6; ++i) CHECK(std::abs(wide[i % 2 * 3 + i / 2] - expected[i]) < 1e-5);
+  std::vector<double> same = whole;
+  nearest_of_rank(same, 3, 2, 2);
+  CHECK(same == whole);
+  same[0] = std::numeric_limits<double>::infinity();
+  CHECK_THROWS_AS(nearest_of_rank(same, 3, 2, 1), InvalidInput);
 }

@@ -1,0 +1,170 @@
+// Matrices of experts as factors of low rank, and the rows that stay whole.
+
+#include "export/low_rank.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#include "export/computed_slab.h"
+#include "moetrim/error.h"
+#include "moetrim/matrix.h"
+
+namespace moetrim::export_detail {
+
+namespace {
+
+/// Pieces that get factors, of all tensors.
+std::vector<const Piece*> factored(const ExportRequest& request) {
+  std::vector<const Piece*> out;
+  for (const OutputTensor& tensor : request.tensors) {
+    if (tensor.computation && tensor.computation->result == Computation::Result::fp8_scale) continue;  // of the same matrices
+    for (const Piece& piece : tensor.pieces) {
+      if (!piece.recipe || !piece.recipe->low_rank) continue;
+      // Where experts are listed, gate and up are two pieces of one slab.
+      const bool again = !out.empty() && out.back()->source == piece.source && out.back()->recipe == piece.recipe;
+      if (!again) out.push_back(&piece);
+    }
+  }
+  return out;
+}
+
+/// Rows of matrices by the number of their columns: there are two, of H and of F.
+void add_rows(std::vector<RowImportance>& to, const std::vector<RowImportance>& from) {
+  for (const RowImportance& rows : from) {
+    auto found = std::find_if(to.begin(), to.end(), [&](const RowImportance& other) { return other.columns == rows.columns; });
+    if (found == to.end()) {
+      to.push_back(rows);
+    } else {
+      found->of_row.insert(found->of_row.end(), rows.of_row.begin(), rows.of_row.end());
+    }
+  }
+}
+
+/// Sums of (a b) / c without overflow.
+std::uint64_t times(std::uint64_t a, std::int64_t b, std::int64_t c) {
+  return static_cast<std::uint64_t>(static_cast<unsigned __int128>(a) * static_cast<std::uint64_t>(b) / static_cast<std::uint64_t>(c));
+}
+
+}  // namespace
+
+std::vector<MatrixView> matrices_of(const Model& model, const Weight& weight) {
+  const auto shape = slab_shape(model, weight);
+  const auto lines = static_cast<std::size_t>(shape[0]), columns = static_cast<std::size_t>(shape[1]);
+  const Role role = weight.rule->role;
+  const bool down = role == Role::expert_down || role == Role::fused_down;
+  const AtomRows atoms = *atom_rows_of(model, weight);
+  const bool outputs_first = (atoms.dim == 0) != down;  // atomic experts are the outputs of gate and up, and the inputs of down
+  const auto halves = static_cast<std::size_t>(atoms.runs * atoms.entries);
+  std::vector<MatrixView> out;
+  for (std::size_t half = 0; half < halves; ++half) {
+    MatrixView view{.first = 0, .rows = outputs_first ? lines : columns, .columns = outputs_first ? columns : lines,
+                    .row_step = outputs_first ? columns : 1, .column_step = outputs_first ? 1 : columns};
+    view.rows /= halves;
+    view.first = half * (atoms.paired ? view.row_step : view.rows * view.row_step);
+    if (atoms.paired) view.row_step *= 2;
+    out.push_back(view);
+  }
+  return out;
+}
+
+void factor_slab(std::span<double> slab, std::span<const MatrixView> matrices, const LowRank& low_rank,
+                 std::vector<RowImportance>* importance) {
+  std::vector<double> product;
+  for (const MatrixView& matrix : matrices) {
+    const auto at = [&](std::size_t row, std::size_t column) -> double& {
+      return slab[matrix.first + row * matrix.row_step + column * matrix.column_step];
+    };
+    product.clear();
+    for (std::size_t row = 0; row < matrix.rows; ++row) {
+      for (std::size_t column = 0; column < matrix.columns; ++column) product.push_back(at(row, column));
+    }
+    nearest_of_rank(product, matrix.rows, matrix.columns, static_cast<std::size_t>(low_rank.rank));
+    RowImportance rows{.columns = matrix.columns, .of_row = {}};
+    for (std::size_t row = 0; row < matrix.rows; ++row) {
+      const double* factors = product.data() + row * matrix.columns;
+      double left = 0;
+      for (std::size_t column = 0; column < matrix.columns; ++column) left += std::abs(at(row, column) - factors[column]);
+      rows.of_row.push_back(static_cast<float>(left / static_cast<double>(matrix.columns)));
+      if (importance != nullptr || rows.of_row.back() >= low_rank.threshold) continue;
+      for (std::size_t column = 0; column < matrix.columns; ++column) at(row, column) = factors[column];
+    }
+    if (importance != nullptr) importance->push_back(std::move(rows));
+  }
+}
+
+float row_threshold(std::span<const RowImportance> rows, const Share& share) {
+  struct Row {
+    float importance = 0;
+    std::size_t columns = 0;
+  };
+  std::vector<Row> sorted;
+  std::uint64_t entries = 0;
+  for (const RowImportance& some : rows) {
+    entries += some.of_row.size() * some.columns;
+    for (const float importance : some.of_row) sorted.push_back({importance, some.columns});
+  }
+  const std::uint64_t kth = times(entries, share.whole - share.part, share.whole);
+  if (kth == 0) return -std::numeric_limits<float>::infinity();
+  std::sort(sorted.begin(), sorted.end(), [](const Row& a, const Row& b) { return a.importance < b.importance; });
+  std::uint64_t passed = 0;
+  for (const Row& row : sorted) {
+    passed += row.columns;
+    if (passed >= kth) return row.importance;
+  }
+  throw Error("more rows were asked for than there are");
+}
+
+float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options) {
+  const Model& model = *request.model;
+  const auto pieces = factored(request);
+  Alignments alignments(source, model, request.sources.statistics);
+  std::vector<RowImportance> rows;
+  std::atomic<std::size_t> next = 0;
+  std::mutex mutex;  // over rows and failure
+  std::exception_ptr failure;
+  const auto work = [&] {
+    try {
+      ComputedSlab slabs(source, model, alignments);
+      for (std::size_t i = next++; i < pieces.size(); i = next++) {
+        if (options.stop != nullptr && *options.stop) throw Interrupted("stopped by a signal; repeat the command to go on");
+        const auto found = slabs.row_importance(*pieces[i]);
+        const std::lock_guard lock(mutex);
+        add_rows(rows, found);
+      }
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!failure) failure = std::current_exception();
+      next = pieces.size();
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (int i = 1; i < options.writers; ++i) others.emplace_back(work);
+    work();
+  }
+  if (failure) std::rethrow_exception(failure);
+  return row_threshold(rows, request.sparse_rows);
+}
+
+std::uint64_t low_rank_bytes(const ExportRequest& request, int writers) {
+  const Model& model = *request.model;
+  std::uint64_t rows = 0, largest = 0;
+  for (const Piece* piece : factored(request)) {
+    const TensorPlace& place = place_of(model, *piece->source);
+    for (const MatrixView& matrix : matrices_of(model, weight_of(model, place, place.expert))) {
+      const std::uint64_t side = std::min(matrix.rows, matrix.columns);
+      rows += matrix.rows;
+      // Its copy, and the Gram matrix with what its eigenvectors take.
+      largest = std::max(largest, (2 * matrix.rows * matrix.columns + 4 * side * side) * sizeof(double));
+    }
+  }
+  constexpr std::uint64_t kPerRow = 3 * sizeof(float) + 2 * sizeof(std::size_t);  // kept, and sorted with its columns
+  return rows * kPerRow + static_cast<std::uint64_t>(writers) * largest;
+}
+
+}  // namespace moetrim::export_detail

@@ -1,0 +1,42 @@
+// Matrices of experts as factors of low rank, and the rows that stay whole.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "moetrim/export.h"
+
+namespace moetrim::export_detail {
+
+/// How a matrix [out, in] of an expert lies in a slab: gate and up are two in a fused one.
+struct MatrixView {
+  std::size_t first = 0;                   ///< element of output 0 and input 0
+  std::size_t rows = 0, columns = 0;       ///< outputs, inputs
+  std::size_t row_step = 0, column_step = 0;
+};
+std::vector<MatrixView> matrices_of(const Model& model, const Weight& weight);
+
+/// Rows whose importance is known, of matrices with as many columns.
+struct RowImportance {
+  std::size_t columns = 0;
+  std::vector<float> of_row;  ///< mean |matrix - factors| over the row
+};
+
+/// The factors' product in place of all rows whose importance is below the threshold.
+/// @param importance  is given every row's where it is not null; then the values stay as they are
+void factor_slab(std::span<double> slab, std::span<const MatrixView> matrices, const LowRank& low_rank,
+                 std::vector<RowImportance>* importance = nullptr);
+
+/// The importance from which on rows stay whole: that of the k-th smallest entry, counted from 1, where every row has as many
+/// entries as columns and k is the number of entries times (1 - share), rounded down. Rows that tie with it stay, as published
+/// (LoSparse). Below everything for k = 0.
+float row_threshold(std::span<const RowImportance> rows, const Share& share);
+
+/// Looks at every matrix that gets factors, by that many threads. @throws Interrupted when `stop` was set
+float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options);
+
+/// Memory of that, and of the factors of one matrix.
+std::uint64_t low_rank_bytes(const ExportRequest& request, int writers);
+
+}  // namespace moetrim::export_detail
