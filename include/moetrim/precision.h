@@ -70,6 +70,7 @@ struct PrecisionPlan {
   PrecisionRequest request;
   double average = 0;      ///< bits that are used, mean over the experts
   double loss = 0;         ///< sum over the layers
+  int unseen = 0;          ///< experts that no counted token reached, which cost nothing and get the fewest bits
   std::vector<double> uniform;  ///< the same with every expert at that level, parallel to request.levels
   std::vector<PrecisionLayer> layers;
 };

@@ -45,7 +45,10 @@ std::string describe_precision(const PrecisionPlan& plan) {
     text += fmt::format("{} {:.6g} with {} bit{} for all", i == 0 ? ";" : ",", plan.uniform[i], plan.request.levels[i],
                         plan.request.levels[i] == 1 ? "" : "s");
   }
-  return text + "\n";
+  text += "\n";
+  if (plan.unseen == 0) return text;
+  return text + fmt::format("{} experts never saw a counted token and get the fewest bits; more demonstrations would settle them\n",
+                            plan.unseen);
 }
 
 void run_precision(const Session& session, const Flags& flags) {

@@ -201,6 +201,7 @@ PrecisionPlan plan_precision(std::span<const PrecisionFactors> factors, const Pr
     const auto costs = costs_of(factors[l], request);
     PrecisionLayer layer{.layer = factors[l].layer, .bits = {}};
     for (std::size_t i = 0; i < costs.size(); ++i) plan.uniform[i % request.levels.size()] += costs[i];
+    plan.unseen += static_cast<int>(std::count(factors[l].routed.begin(), factors[l].routed.end(), 0.0));
     for (std::size_t e = 0; e < levels[l].size(); ++e) {
       const auto level = static_cast<std::size_t>(levels[l][e]);
       layer.bits.push_back(request.levels[level]);
@@ -235,6 +236,7 @@ nlohmann::ordered_json precision_to_json(const PrecisionPlan& plan, const Statis
           {"average_bits", plan.average},
           {"loss", plan.loss},
           {"uniform_loss", plan.uniform},
+          {"unseen", plan.unseen},
           {"layers", layers}};
 }
 
