@@ -41,7 +41,7 @@ class SplitMix64 {
 };
 
 constexpr std::size_t kLongestTag = 64;
-constexpr std::size_t kMostTags = 257;  // and rows without one; a task's co-activations alone are E x E per layer
+constexpr std::size_t kMostTags = 256;  // a task's co-activations alone are E x E per layer
 
 class Digest {
  public:
@@ -135,8 +135,8 @@ class TaskReader {
   Part& part_of(const nlohmann::ordered_json& row) {
     const std::string tag = by_tag_ ? tag_of(row) : std::string();
     Part& part = parts_[tag];
-    if (parts_.size() > kMostTags) {
-      throw InvalidInput(fmt::format("more than {} tags; every one is a task with statistics of its own", kMostTags - 1));
+    if (parts_.size() - parts_.count("") > kMostTags) {
+      throw InvalidInput(fmt::format("more than {} tags; every one is a task with statistics of its own", kMostTags));
     }
     return part;
   }

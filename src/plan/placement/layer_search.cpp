@@ -2,6 +2,8 @@
 #include "plan/placement/layer_search.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 namespace moetrim::placement {
 namespace {
@@ -37,6 +39,21 @@ void LayerSearch::count() {
   }
   if (layer_ >= placed_) return;
   for (std::size_t e = 0; e < n; ++e) load_[static_cast<std::size_t>(own_[e])] += flow.load[e];
+  find_fullest();
+}
+
+/// Whatever two devices trade, one of the three fullest is not among them.
+void LayerSearch::find_fullest() {
+  fullest_.fill(load_.size());
+  for (std::size_t d = 0; d < load_.size(); ++d) {
+    std::size_t carried = d;
+    for (std::size_t& place : fullest_) {
+      if (place == load_.size() || load_[carried] > load_[place]) std::swap(carried, place);
+      if (carried == load_.size()) break;
+    }
+  }
+  const double mean = std::accumulate(load_.begin(), load_.end(), 0.0) / static_cast<double>(load_.size());
+  most_saved_ = problem_.load_weight * (load_[fullest_[0]] - mean);
 }
 
 double LayerSearch::gain(int element, int device) const {
@@ -66,18 +83,16 @@ double LayerSearch::load_change(int a, int b, double& evenness) const {
   const double after_from = load_[from] - moved;
   const double after_to = load_[to] + moved;
   evenness = after_from * after_from + after_to * after_to - load_[from] * load_[from] - load_[to] * load_[to];
-  double before = 0;
   double after = std::max(after_from, after_to);
-  for (std::size_t d = 0; d < load_.size(); ++d) {
-    before = std::max(before, load_[d]);
-    if (d != from && d != to) after = std::max(after, load_[d]);
+  for (const std::size_t d : fullest_) {
+    if (d != load_.size() && d != from && d != to) after = std::max(after, load_[d]);
   }
-  return problem_.load_weight * (after - before);
+  return problem_.load_weight * (after - load_[fullest_[0]]);
 }
 
 bool LayerSearch::helps(int a, int b) const {
   const double pairs = trade_value(a, b);
-  if (problem_.load_weight == 0 && pairs > kRounding) return false;
+  if (pairs > most_saved_ + kRounding) return false;
   double evenness = 0;
   const double change = pairs + load_change(a, b, evenness);
   return change < -kRounding || (change <= kRounding && evenness < -kRounding);
@@ -104,6 +119,7 @@ void LayerSearch::trade(int a, int b) {
   load_[from] += flow.load[j] - flow.load[i];
   load_[to] += flow.load[i] - flow.load[j];
   std::swap(own_[i], own_[j]);
+  find_fullest();
 }
 
 bool LayerSearch::trade_elements() {

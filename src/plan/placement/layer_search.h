@@ -1,6 +1,7 @@
 // One layer of a placement while the others stay.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "plan/placement/problem.h"
@@ -24,6 +25,7 @@ class LayerSearch {
   void count();
   double trade_value(int a, int b) const;
   double load_change(int a, int b, double& evenness) const;
+  void find_fullest();
   bool helps(int a, int b) const;
   void trade(int a, int b);
   bool trade_elements();
@@ -36,6 +38,8 @@ class LayerSearch {
   std::vector<double> near_;       // [n, devices] an element's pairs with what lies on the device
   std::vector<double> near_node_;  // [n, nodes] the same for nodes
   std::vector<double> load_;       // [devices]
+  std::array<std::size_t, 3> fullest_{};  // devices by descending load
+  double most_saved_ = 0;          // of the objective, were the load even
 };
 
 }  // namespace moetrim::placement

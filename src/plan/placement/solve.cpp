@@ -10,7 +10,10 @@
 namespace moetrim::placement {
 namespace {
 
-constexpr int kRandomStarts = 6;
+// Small problems are quick and have few ways out of a bad start, so they get more starts.
+constexpr int kLeastRandomStarts = 6;
+constexpr int kMostRandomStarts = 100;
+constexpr double kPairsOfAllStarts = 4e6;
 constexpr double kRounding = 1e-12;
 
 /// The elements of a block to the devices of a run, so that their gains are greatest.
@@ -103,23 +106,35 @@ std::vector<int> random_layer(const Problem& problem, std::uint64_t seed) {
   return devices;
 }
 
-/// Layer after layer until none can be improved alone.
+/// Layer after layer until none can be improved alone. One that could not is looked at again when a neighbour has changed.
 void improve(const Problem& problem, Placement& placement) {
-  for (bool any = true; any;) {
-    any = false;
-    for (std::size_t l = 0; l < placement.size(); ++l) any |= LayerSearch(problem, placement, l, placement.size()).improve();
+  std::vector<bool> open(placement.size(), true);
+  while (std::find(open.begin(), open.end(), true) != open.end()) {
+    for (std::size_t l = 0; l < placement.size(); ++l) {
+      if (!open[l]) continue;
+      open[l] = false;
+      if (!LayerSearch(problem, placement, l, placement.size()).improve()) continue;
+      if (l > 0) open[l - 1] = true;
+      if (l + 1 < placement.size()) open[l + 1] = true;
+    }
   }
 }
 
+/// The order given, balanced loads, a chain from the order given; then, in turn, random layers and chains from a random one.
 Placement start(const Problem& problem, int number, std::uint64_t seed) {
   Placement placement = in_order(problem);
-  if (number == 1) {
-    for (std::size_t l = 0; l < placement.size(); ++l) placement[l] = balanced(problem, problem.layers[l]);
-  } else if (number > 1) {
-    if (number > 2) placement[0] = random_layer(problem, split_mix(split_mix(seed) + static_cast<std::uint64_t>(number)));
-    chain(problem, placement);
+  if (number == 0) return placement;
+  for (std::size_t l = 0; l < placement.size(); ++l) {
+    if (number == 1) placement[l] = balanced(problem, problem.layers[l]);
+    if (number > 2) placement[l] = random_layer(problem, split_mix(split_mix(split_mix(seed) + static_cast<std::uint64_t>(number)) + l));
   }
+  if (number > 1 && number % 2 == 0) chain(problem, placement);
   return placement;
+}
+
+int starts(const Problem& problem) {
+  const double pairs = static_cast<double>(problem.size() * problem.size() * problem.layers.size());
+  return 3 + std::clamp(static_cast<int>(kPairsOfAllStarts / pairs), kLeastRandomStarts, kMostRandomStarts);
 }
 
 }  // namespace
@@ -127,7 +142,7 @@ Placement start(const Problem& problem, int number, std::uint64_t seed) {
 Placement solve(const Problem& problem, unsigned long long seed) {
   Placement best;
   double best_value = 0;
-  for (int number = 0; number < 3 + kRandomStarts; ++number) {
+  for (int number = 0; number < starts(problem); ++number) {
     Placement placement = start(problem, number, seed);
     improve(problem, placement);
     const double now = value(problem, placement);
