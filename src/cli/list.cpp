@@ -10,6 +10,7 @@
 
 #include "cli/command.h"
 #include "moetrim/family.h"
+#include "moetrim/merging.h"
 
 namespace moetrim::cli {
 
@@ -32,6 +33,22 @@ void list_methods(const Session& session) {
     text += fmt::format("{:<20} {:<7} {:<13} {}\n", method->name, grain_name(method->grain), needs, method->source);
   }
   session.print({{"methods", list}}, text);
+}
+
+void list_merging(const Session& session) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  std::string text = fmt::format("{:<10} {:<12} {:<10} {:<25} {}\n", "merge", "statistics", "align", "weights", "source");
+  for (const MergingMethod* method : merging_methods()) {
+    const std::string_view needs = needs_all_experts({.method = std::string(method->name)}) ? "all-experts" : "vectors";
+    list.push_back({{"name", method->name},
+                    {"statistics", needs},
+                    {"align", alignment_name(method->align)},
+                    {"weights", method->weights},
+                    {"source", method->source}});
+    text += fmt::format("{:<10} {:<12} {:<10} {:<25} {}\n", method->name, needs, alignment_name(method->align), method->weights,
+                        method->source);
+  }
+  session.print({{"merging", list}}, text);
 }
 
 bool has_role(const Family& family, Role role) {
@@ -132,11 +149,13 @@ void list_families(const Session& session) {
 }  // namespace
 
 void add_list(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "list", "List scoring methods or model families", "moetrim list methods");
+  CLI::App* command = add_command(app, session, "list", "List scoring methods, merging methods or model families", "moetrim list methods");
   auto what = std::make_shared<std::string>();
-  command->add_option("what", *what, "methods or families")->required()->check(CLI::IsMember({"methods", "families"}));
+  command->add_option("what", *what, "methods, merging or families")->required()->check(CLI::IsMember({"methods", "merging", "families"}));
   command->callback([&session, what] {
-    session.run = [&session, what] { *what == "methods" ? list_methods(session) : list_families(session); };
+    session.run = [&session, what] {
+      *what == "methods" ? list_methods(session) : *what == "merging" ? list_merging(session) : list_families(session);
+    };
   });
 }
 

@@ -11,7 +11,6 @@
 #include "plan/legal_keep.h"
 #include "plan/measured.h"
 #include "plan/merging/facts.h"
-#include "plan/router_drift.h"
 
 namespace moetrim {
 namespace {
@@ -51,15 +50,12 @@ class Merging {
     if (plan.router == MergedRouter::centroid) plan.keep = to_;
     const auto counts = layer_counts();
     for (std::size_t l = 0; l < plan.layers.size(); ++l) {
-      const auto& measured = statistics_.layers[l];
-      apply(merged(l, counts[l]), plan.layers[l]);
-      const auto routed = routed_tokens(measured, weights_);
-      auto& layer = plan.layers[l];
+      PlanLayer& layer = plan.layers[l];  // its kept mass stays: members' probability goes to what they merge into
+      apply(merged(l, counts[l]), layer);
+      const auto routed = routed_tokens(statistics_.layers[l], weights_);
       layer.unseen_kept = static_cast<int>(std::count_if(layer.keep.begin(), layer.keep.end(),
                                                          [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; }));
-      if (layer.kept_mass) layer.kept_mass = kept_mass(measured, router_rows(plan, layer), weights_);
     }
-    if (plan.correct_drift) check_kept_mass(plan);
     write_source(plan);
     return plan;
   }
