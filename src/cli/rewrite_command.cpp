@@ -56,8 +56,9 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                                            "last completes {}\n", pruned.written_shards, pruned.reused_shards,
                                            pruned.awaited_shards, pruned.folder.string()));
   }
-  std::string text = fmt::format("{} of {} experts, {} of {}, in {}\n", plan.keep, plan.experts, human_bytes(pruned.tensor_bytes),
-                                 human_bytes(before.total_bytes()), pruned.folder.string());
+  const bool mapped = merges(plan) && plan.router == MergedRouter::map;
+  std::string text = fmt::format("{} of {} {}, {} of {}, in {}\n", plan.keep, plan.experts, mapped ? "router rows, experts merged" : "experts",
+                                 human_bytes(pruned.tensor_bytes), human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {
     const auto& slim = request.record["slim"];
     text += fmt::format("width {} to {} of {}, {} of {} atomic experts\n", slim["least_width"].dump(),

@@ -144,7 +144,12 @@ void ComputedSlab::add_noise(const SlabRecipe& recipe) {
 }
 
 std::span<const std::byte> ComputedSlab::bytes(const Piece& piece) {
-  store_values(values(piece), piece.source->dtype, piece.source->name, stored_);
+  if (recipe_ != piece.recipe || source_ != piece.source) {
+    recipe_.reset();  // should it fail
+    store_values(values(piece), piece.source->dtype, piece.source->name, stored_);
+    recipe_ = piece.recipe;
+    source_ = piece.source;
+  }
   if (!piece.cut.atoms) return stored_;
   cut_rows(stored_, piece.cut, cut_);
   return cut_;

@@ -44,6 +44,9 @@ class ComputedSlab {
   std::vector<float> part_;
   std::vector<double> sum_;
   std::vector<std::byte> stored_, cut_;
+  /// What `stored_` was made of: where experts are listed, gate and up are two pieces of one slab.
+  std::shared_ptr<const SlabRecipe> recipe_;
+  const Tensor* source_ = nullptr;
 };
 
 }  // namespace moetrim::export_detail

@@ -12,6 +12,7 @@ import models
 import quantise
 import reference
 from program import folder_bytes, moetrim, moetrim_json, write_task
+from test_memory import peak_bytes
 from test_slim import SIZES, load_listed, ranges_of, zero_atoms
 
 IDS = models.sequences(11, [25, 40, 7])
@@ -321,3 +322,35 @@ def test_low_rank_and_sparse_rows_are_numpys(family, layout, tmp_path):
     assert 0.3 <= kept / len(entries) < 0.4
     for layer, before in untouched.items():  # expert 3 is in no group
         assert all(torch.equal(a[3], b[3]) for a, b in zip(before, experts_of(loaded, layer).parameters()))
+
+
+def test_memory_does_not_grow_with_the_layers(tmp_path):
+    peaks = []
+    for layers in (3, 12):
+        folder = tmp_path / str(layers)
+        model = models.make(folder / "m", "qwen3_moe", None, dtype=torch.bfloat16, hidden_size=512, num_hidden_layers=layers,
+                            num_experts=16, moe_intermediate_size=256, mlp_only_layers=[], head_dim=64, vocab_size=1000)
+        write_plan(folder, model, "centroid", align="weights")
+        arguments = ("rewrite", folder / "m", "--plan", folder / "plan.json", "-o", folder / "out")
+        estimate = moetrim_json(*arguments, "--dry-run")["peak_memory_bytes"]
+        peaks.append(peak_bytes(*arguments))
+        assert estimate > peaks[-1] - peak_bytes("inspect", folder / "m")
+    assert peaks[1] - peaks[0] < 8 * 2 ** 20
+
+
+@pytest.mark.parametrize("damage, expected", [
+    (lambda slim: slim["map"]["0"].append(0), "lists 8 rows of the router for layer 0"),
+    (lambda slim: slim["map"]["0"].__setitem__(3, 9), "maps a row of layer 0 to expert 9 of 4"),
+    (lambda slim: slim["map"]["0"].__setitem__(3, 0), "maps no row of layer 0 to some of its 4 experts"),
+    (lambda slim: slim["map"].pop("0"), "maps no rows of layer 0"),
+    (lambda slim: slim["map"].__setitem__("0", [-1]), "-1 is no expert"),
+])
+def test_a_damaged_map_is_found(damage, expected, tmp_path):
+    model = models.make(tmp_path / "m", "granitemoe", "fused", num_local_experts=7, num_hidden_layers=2)
+    write_plan(tmp_path, model, "map")
+    rewrite(tmp_path, "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    damage(config["moetrim_slim"])
+    (tmp_path / "out/config.json").write_text(json.dumps(config))
+    found = moetrim("verify", tmp_path / "out", code=3)
+    assert expected in found.stdout + found.stderr
