@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.utils.match import match_name
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -196,8 +198,8 @@ def test_bit_widths_in_the_languages_of_quantisers(tmp_path):
     experts = [name for name in names if ".experts." in name]
     assert len(experts) == 3 * 5 * 3
     for name in names:
-        found = [group["weights"]["num_bits"] for group in groups.values() for target in group["targets"]
-                 if re.match(target.removeprefix("re:"), name)]
+        found = [QuantizationScheme(**group).weights.num_bits for group in groups.values() for target in group["targets"]
+                 if match_name(name, target)]
         assert found == [value["bits"] for pattern, value in dynamic.items() if re.match(pattern.removeprefix("+:"), name)]
         layer, expert = (re.search(rf"\.{word}\.(\d+)\.", name) for word in ("layers", "experts"))
         assert found == ([plan["layers"][int(layer[1])]["bits"][int(expert[1])]] if name in experts else [])
