@@ -30,8 +30,8 @@ struct KeptSetConfidence {
   std::vector<Layer> layers;
 };
 
-/// Bootstrap: for every task as many of its slices with counted tokens are drawn, with replacement, as it has; the kept set is
-/// decided again from those. Protection is left out. There are eight slices at most, so intervals are coarse.
+/// Bootstrap: for every task as many of its slices with counted tokens are drawn, with replacement, as it has; the kept set
+/// is decided again from those. Protection is left out. There are eight slices at most, so intervals are coarse.
 /// @return nothing where a task has counted tokens in one slice only.
 /// @throws as convergence()
 std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistics, const ScoringMethod& method,

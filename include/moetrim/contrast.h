@@ -44,8 +44,8 @@ struct Contrast {
   nlohmann::ordered_json source = nlohmann::ordered_json::object();  ///< tasks, marker, least count: for the reader
 };
 
-/// fTRI. The relative activation frequency of an expert is the share of the counted tokens that were routed to it, in a layer;
-/// the experts' frequencies add up to K. Tasks of one side are pooled token by token.
+/// fTRI. The relative activation frequency of an expert is the share of the counted tokens that were routed to it, in a
+/// layer; the experts' frequencies add up to K. Tasks of one side are pooled token by token.
 ///
 /// The standard error is the jackknife's over slices, demonstrations of a slice together: the two sides' squares added up.
 /// @param least_count  leaves out experts that fewer counted tokens of both sides together reached.
@@ -63,8 +63,8 @@ struct MarkerCounts {
 };
 
 /// Normalised PMI over the counted tokens of a layer: x, the token is part of the marker, and y, it is routed to the expert.
-/// p are shares of those tokens, PMI = log2(p(y|x) / p(y)), nPMI = PMI / -log2 p(x, y), in [-1, 1]: 1 where x and y only come
-/// together, 0 where one says nothing about the other, -1 where they never come together (PMI is then minus infinity).
+/// p are shares of those tokens, PMI = log2(p(y|x) / p(y)), nPMI = PMI / -log2 p(x, y), in [-1, 1]: 1 where x and y only
+/// come together, 0 where one says nothing about the other, -1 where they never come together (PMI is then minus infinity).
 /// @param least_count  leaves out experts that fewer counted tokens reached; those that no token reached always are.
 /// @throws InvalidInput when a layer has no token of the marker, or no other one, or counts contradict each other.
 Contrast contrast_marker(const StatisticsManifest& manifest, const std::vector<MarkerCounts>& layers, double least_count);

@@ -31,8 +31,8 @@ struct PlacementRequest {
   std::vector<std::string> tasks = {};  ///< whose tokens count; empty: all
 };
 
-/// What a placement is predicted to cost on the calibrated tokens. A pair is two experts of one token: one in a layer and one
-/// in the next MoE layer (of K x K), or two in the same layer (of K (K - 1) / 2).
+/// What a placement is predicted to cost on the calibrated tokens. A pair is two experts of one token: one in a layer and
+/// one in the next MoE layer (of K x K), or two in the same layer (of K (K - 1) / 2).
 struct PlacementCost {
   double transitions = 0;          ///< pairs of neighbouring layers
   double transitions_crossing = 0; ///< those of them on two devices, on two nodes included
@@ -40,7 +40,7 @@ struct PlacementCost {
   double coactivations = 0;        ///< pairs of one layer
   double coactivations_crossing = 0;
   double coactivations_between_nodes = 0;
-  double mean_load = 1;            ///< routed tokens of the fullest device of a layer over those of a mean one, mean over layers
+  double mean_load = 1;            ///< routed tokens of a layer's fullest device over those of a mean one, mean over layers
   double worst_load = 1;           ///< the largest
   int worst_layer = 0;             ///< absolute id
 
@@ -58,13 +58,13 @@ struct PlacedPlan {
 /// Permutes the slots of every layer of `base`. The checkpoint computes the same function: router rows, selection biases and
 /// weights move together. Groups of the router stay whole: they change places, and experts change places within them.
 ///
-/// Every layer in turn is assigned to the one before it (optimal_assignment), then experts of one layer trade places while that
-/// helps, layer after layer until nothing does; from the given order and several others, of which the best result stays. The
-/// optimum is not promised. Deterministic for a seed.
-/// @param base  of the same checkpoint, without merged or repeated experts. Costs are those of the kept experts' tokens in the
-///              statistics: where the plan drops experts, their tokens will go elsewhere.
-/// @throws UsageError when devices or nodes do not divide; InvalidInput when the kept experts, or the router's groups, do not
-///         divide into the devices, or statistics and plan are not of one checkpoint.
+/// Every layer in turn is assigned to the one before it (optimal_assignment), then experts of one layer trade places while
+/// that helps, layer after layer until nothing does; from the given order and several others, of which the best result
+/// stays. The optimum is not promised. Deterministic for a seed.
+/// @param base  of the same checkpoint, without merged or repeated experts. Costs are those of the kept experts' tokens in
+///              the statistics: where the plan drops experts, their tokens will go elsewhere.
+/// @throws UsageError when devices or nodes do not divide; InvalidInput when the kept experts, or the router's groups, do
+///         not divide into the devices, or statistics and plan are not of one checkpoint.
 PlacedPlan place_experts(const Statistics& statistics, const PlacementRequest& request, Plan base);
 
 }  // namespace moetrim

@@ -33,7 +33,7 @@ std::vector<LayerLoad> routing_load(const Statistics& statistics, const std::vec
 /// How much the tasks use different experts of a layer. q_t(e): share of task t's routed tokens that expert e has.
 struct LayerSpecialisation {
   int layer = 0;                 ///< absolute id
-  double divergence = 0;         ///< Jensen-Shannon, tasks weighing alike: H(mean q) - mean H(q), in bits; at most log2 of the tasks
+  double divergence = 0;         ///< Jensen-Shannon, tasks weighing alike: H(mean q) - mean H(q), in bits
   double mutual_information = 0; ///< of task and expert, tasks weighing by their routed tokens, in bits
   struct Own {
     int expert = 0;
@@ -51,8 +51,8 @@ struct Estimate {
   std::optional<std::pair<double, double>> interval;  ///< absent where there is one sequence
 };
 
-/// A set of experts for a whole window of m tokens, as a router of windows would choose: those with at least `threshold` of the
-/// tokens. F1 of it against what the tokens use is SRP at the best threshold.
+/// A set of experts for a whole window of m tokens, as a router of windows would choose: those with at least `threshold` of
+/// the tokens. F1 of it against what the tokens use is SRP at the best threshold.
 struct SegmentRouting {
   double srp = 0;
   int threshold = 0;   ///< p; ties go to the smallest
@@ -66,11 +66,11 @@ struct RoutingConsistency {
   SegmentRouting model;                          ///< one threshold for all layers and experts
   Estimate srp;                                  ///< of the model
   std::vector<SegmentRouting> layers;            ///< one threshold for the experts of a layer
-  std::vector<std::vector<double>> experts;      ///< [layers][E] SRP with a threshold of its own; 0 where an expert is not used
+  std::vector<std::vector<double>> experts;      ///< [layers][E] SRP with a threshold of its own; 0 for an unused expert
 };
 
-/// Segment cache best hit rate (arXiv:2505.16056): hits of a cache that holds so many of a layer's experts and, where it is full,
-/// gives up the one that the next m tokens use least, of equals the one used longest ago.
+/// Segment cache best hit rate (arXiv:2505.16056): hits of a cache that holds so many of a layer's experts and, where it is
+/// full, gives up the one that the next m tokens use least, of equals the one used longest ago.
 struct CacheHits {
   int window = 0;                                ///< m
   struct Size {

@@ -31,12 +31,12 @@ struct SwitchRequest {
 
 /// Changes `base` by the first experts of the ranking among those that it keeps.
 ///
-/// A checkpoint has the same number of experts in every layer (and router group), so `drop` needs a choice that takes as many
-/// from each. Where `top` does not, the error names the smallest `per_layer` that includes those experts.
+/// A checkpoint has the same number of experts in every layer (and router group), so `drop` needs a choice that takes as
+/// many from each. Where `top` does not, the error names the smallest `per_layer` that includes those experts.
 /// @param base  of the same checkpoint; ascending, without merged experts. Protected experts cannot be dropped or silenced.
-/// @throws UsageError for a choice or factor that says nothing. InvalidInput when contrast, statistics and plan are not of one
-///         checkpoint, the ranking has too few experts, the router has no selection bias, a plan has changed such an expert
-///         already, or too few experts would remain for the router to choose among.
+/// @throws UsageError for a choice or factor that says nothing. InvalidInput when contrast, statistics and plan are not of
+///         one checkpoint, the ranking has too few experts, the router has no selection bias, a plan has changed such an
+///         expert already, or too few experts would remain for the router to choose among.
 Plan switch_experts(const Statistics& statistics, const Contrast& contrast, const SwitchRequest& request, Plan base);
 
 }  // namespace moetrim

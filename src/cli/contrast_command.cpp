@@ -48,9 +48,10 @@ std::string describe(const RankedExpert& entry) {
 
 std::string describe(const Contrast& contrast, std::size_t all) {
   constexpr std::size_t kShown = 20;
-  std::string text = contrast.measure == ContrastMeasure::ftri
-                         ? "difference of relative activation frequencies; tokens routed there, and of those they are held against\n"
-                         : "normalised PMI; tokens of the marker routed there, and all tokens routed there\n";
+  std::string text =
+      contrast.measure == ContrastMeasure::ftri
+          ? "difference of relative activation frequencies; tokens routed there, and of those they are held against\n"
+          : "normalised PMI; tokens of the marker routed there, and all tokens routed there\n";
   for (std::size_t i = 0; i < std::min(kShown, contrast.ranked.size()); ++i) text += describe(contrast.ranked[i]);
   if (contrast.ranked.size() > kShown) text += fmt::format("… {} more\n", contrast.ranked.size() - kShown);
   return text + fmt::format("{} experts ranked\n", all);
@@ -67,20 +68,26 @@ void run_contrast(const Session& session, const Flags& flags) {
     contrast.source["top"] = flags.top;
   }
   if (!flags.output.empty()) write_contrast(flags.output, contrast);
-  session.print(contrast_to_json(contrast), describe(contrast, all) + (flags.output.empty() ? "" : "ranking in " + flags.output + "\n"));
+  session.print(contrast_to_json(contrast),
+                describe(contrast, all) + (flags.output.empty() ? "" : "ranking in " + flags.output + "\n"));
 }
 
 }  // namespace
 
 void add_contrast(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "contrast", "Rank experts by how much more one set of demonstrations uses them than another",
-                                  "moetrim contrast math.stats --task math/steps --against math/answers -o ranked.json");
+  CLI::App* command =
+      add_command(app, session, "contrast", "Rank experts by how much more one set of demonstrations uses them than another",
+                  "moetrim contrast math.stats --task math/steps --against math/answers -o ranked.json");
   auto flags = std::make_shared<Flags>();
   command->add_option("statistics", flags->statistics, "Folder that calibrate wrote")->required();
-  command->add_option("--task", flags->tasks, "Tasks whose experts are sought; repeat to pool them. With --marker: count in these alone");
+  command->add_option("--task", flags->tasks,
+                      "Tasks whose experts are sought; repeat to pool them. With --marker: count in these alone");
   command->add_option("--against", flags->against, "Tasks that they are held against");
-  command->add_option("--marker", flags->marker, "Text whose tokens are held against all others; calibrate --marker counted it");
-  command->add_option("--top", flags->top, "Rank the first N alone; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command->add_option("--marker", flags->marker,
+                      "Text whose tokens are held against all others; calibrate --marker counted it");
+  command->add_option("--top", flags->top, "Rank the first N alone; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--least-count", flags->least_count, "Leave out experts that fewer counted tokens reached")
       ->check(CLI::NonNegativeNumber)->capture_default_str();
   command->add_option("-o,--output", flags->output, "File for the ranking");

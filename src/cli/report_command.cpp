@@ -61,7 +61,9 @@ void add_report(CLI::App& app, Session& session) {
   command->add_option("statistics", flags->statistics, "Folder that calibrate wrote")->required();
   command->add_option("--plan", flags->plans, "Plan whose kept set is judged; repeat for several");
   command->add_option("--task", flags->tasks, "Load and specialisation of these tasks alone; default: all");
-  command->add_option("--resamples", flags->resamples, "Of every bootstrap interval")->check(CLI::Range(100, 1000000))->capture_default_str();
+  command->add_option("--resamples", flags->resamples, "Of every bootstrap interval")
+      ->check(CLI::Range(100, 1000000))
+      ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of the resamples")->capture_default_str();
   command->callback([&session, flags] { session.run = [&session, flags] { run_report(session, *flags); }; });
 }

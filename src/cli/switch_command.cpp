@@ -55,8 +55,11 @@ void add_switch(CLI::App& app, Session& session) {
   command->add_option("--experts", flags->experts, "Ranking that contrast wrote")->required();
   command->add_option("--top", flags->choice.top, "The first N of the ranking")->check(CLI::PositiveNumber);
   command->add_option("--per-layer", flags->choice.per_layer, "The first N of every layer")->check(CLI::PositiveNumber);
-  command->add_option("--off", flags->off, "drop: the experts leave; bias: they stay, and no token chooses them, where the router has a "
-                      "selection bias")->check(CLI::IsMember({"drop", "bias"}));
+  command
+      ->add_option("--off", flags->off,
+                   "drop: the experts leave; bias: they stay, and no token chooses them, where the router has a "
+                   "selection bias")
+      ->check(CLI::IsMember({"drop", "bias"}));
   command->add_option("--strengthen", flags->strengthen, "Multiply the experts' outputs by this; 0: they put out zeros");
   command->add_option("--on", flags->base, "Plan to change; default: all experts stay");
   command->add_option("-o,--output", flags->output, "File for the plan")->required();

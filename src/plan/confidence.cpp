@@ -56,7 +56,9 @@ void resample(const LayerStatistics& layer, const std::vector<Draw>& drawn, Laye
   for (int task = 0; task < layer.tasks; ++task) {
     const Draw& counts = drawn[static_cast<std::size_t>(task)];
     double tokens = 0;
-    for (std::size_t s = 0; s < counts.size(); ++s) tokens += counts[s] * layer.token_count[static_cast<std::size_t>(task * kSlices) + s];
+    for (std::size_t s = 0; s < counts.size(); ++s) {
+      tokens += counts[s] * layer.token_count[static_cast<std::size_t>(task * kSlices) + s];
+    }
     out.token_count[static_cast<std::size_t>(task * kSlices)] = tokens;
     for (int i = 0; i < kStatCount; ++i) {
       const auto stat = static_cast<Stat>(i);
@@ -99,7 +101,8 @@ Statistics one_layer(const StatisticsManifest& manifest, LayerStatistics layer) 
   return statistics;
 }
 
-KeptSetConfidence::Layer uncertain_experts(int layer, const std::vector<int>& full, const std::vector<int>& kept_counts, int resamples) {
+KeptSetConfidence::Layer uncertain_experts(int layer, const std::vector<int>& full, const std::vector<int>& kept_counts,
+                                           int resamples) {
   KeptSetConfidence::Layer out{.layer = layer, .uncertain = {}};
   for (std::size_t e = 0; e < kept_counts.size(); ++e) {
     const double share = static_cast<double>(kept_counts[e]) / resamples;
@@ -117,21 +120,24 @@ std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistic
                                                      const std::vector<std::pair<std::string, double>>& task_weights,
                                                      bool regroup, int resamples, std::uint64_t seed) {
   if (method.second_order) {
-    throw InvalidInput(fmt::format("confidence: {} needs second-order statistics, which are not kept per slice", method.name));
+    throw InvalidInput(
+        fmt::format("confidence: {} needs second-order statistics, which are not kept per slice", method.name));
   }
   const auto& manifest = statistics.manifest;
   const RouterLimits limits = router_limits(manifest);
   const int keep = legal_keep(limits, budget, regroup);
   const int groups = legal_counts(limits, regroup).step;
-  const auto kept_of = [&](const Statistics& of) { return best_experts(score(of, method, options, task_weights).values[0], {}, keep, groups); };
+  const auto kept_of = [&](const Statistics& of) {
+    return best_experts(score(of, method, options, task_weights).values[0], {}, keep, groups);
+  };
 
   KeptSetConfidence out{.slices = kSlices, .overlap = 0, .lower = 0, .upper = 0, .layers = {}};
   std::vector<std::vector<int>> filled;
   for (int task = 0; task < static_cast<int>(manifest.tasks.size()); ++task) {
     filled.push_back(filled_slices(statistics.layers.front(), task));
     const auto& name = manifest.tasks[static_cast<std::size_t>(task)].name;
-    const bool counts = task_weights.empty() ||
-                        std::any_of(task_weights.begin(), task_weights.end(), [&](const auto& w) { return w.first == name; });
+    const bool counts = task_weights.empty() || std::any_of(task_weights.begin(), task_weights.end(),
+                                                            [&](const auto& w) { return w.first == name; });
     if (counts) out.slices = std::min(out.slices, static_cast<int>(filled.back().size()));
   }
   if (out.slices < 2) return std::nullopt;

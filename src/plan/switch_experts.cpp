@@ -57,9 +57,9 @@ void check_together(const Statistics& statistics, const Contrast& contrast, cons
 /// Families differ, not checkpoints: where the rule has a selection bias, describe() wants it.
 void check_selection_bias(const std::string& family_name) {
   const Family* family = find_family(family_name);
-  const bool has = family != nullptr && std::any_of(family->tensors.begin(), family->tensors.end(), [](const TensorRule& rule) {
-                     return rule.role == Role::selection_bias;
-                   });
+  const bool has =
+      family != nullptr && std::any_of(family->tensors.begin(), family->tensors.end(),
+                                       [](const TensorRule& rule) { return rule.role == Role::selection_bias; });
   if (has) return;
   throw InvalidInput(fmt::format("switch --off bias: the router of {} has no selection bias; --off drop takes experts out, "
                                  "--strengthen 0 makes them put out zeros",
@@ -102,8 +102,10 @@ Chosen first_of_each(const std::vector<RankedExpert>& ranked, const Plan& plan, 
   for (const PlanLayer& layer : plan.layers) {
     const auto found = chosen[layer.layer].size();
     if (static_cast<int>(found) == count) continue;
-    throw InvalidInput(fmt::format("switch --per-layer {}: the ranking has {} such experts in layer {}; write it without --top "
-                                   "and with a smaller --least-count, or ask for fewer", count, found, layer.layer));
+    throw InvalidInput(
+        fmt::format("switch --per-layer {}: the ranking has {} such experts in layer {}; write it without --top "
+                    "and with a smaller --least-count, or ask for fewer",
+                    count, found, layer.layer));
   }
   return chosen;
 }
@@ -122,11 +124,11 @@ void check_uniform(const Chosen& chosen, const Plan& plan, int top) {
   const int each = covering(chosen, plan);
   const int all = each * static_cast<int>(plan.layers.size());
   if (all == top) return;
-  throw InvalidInput(fmt::format("switch --off drop --top {}: they lie in {} of {} layers, and every layer{} must lose the same "
-                                 "number; --per-layer {} drops them and {} more, --strengthen 0 (or --off bias where the router "
-                                 "has a selection bias) changes these alone",
-                                 top, chosen.size(), plan.layers.size(), groups_of(plan) > 1 ? " and group of experts" : "", each,
-                                 all - top));
+  throw InvalidInput(fmt::format(
+      "switch --off drop --top {}: they lie in {} of {} layers, and every layer{} must lose the same "
+      "number; --per-layer {} drops them and {} more, --strengthen 0 (or --off bias where the router "
+      "has a selection bias) changes these alone",
+      top, chosen.size(), plan.layers.size(), groups_of(plan) > 1 ? " and group of experts" : "", each, all - top));
 }
 
 Chosen choose(const Contrast& contrast, const SwitchRequest& request, const Plan& base) {
@@ -136,9 +138,10 @@ Chosen choose(const Contrast& contrast, const SwitchRequest& request, const Plan
   if (choice.per_layer > 0) {
     const int groups = drop ? groups_of(base) : 1;
     if (choice.per_layer % groups != 0) {
-      throw InvalidInput(fmt::format("switch --per-layer {}: the router's {} groups of experts must lose the same number each; "
-                                     "the nearest that work are {} and {}", choice.per_layer, groups,
-                                     choice.per_layer / groups * groups, (choice.per_layer / groups + 1) * groups));
+      throw InvalidInput(fmt::format(
+          "switch --per-layer {}: the router's {} groups of experts must lose the same number each; "
+          "the nearest that work are {} and {}",
+          choice.per_layer, groups, choice.per_layer / groups * groups, (choice.per_layer / groups + 1) * groups));
     }
     return first_of_each(ranked, base, choice.per_layer, groups);
   }
@@ -174,20 +177,23 @@ void drop(const std::vector<int>& experts, PlanLayer& layer) {
 
 /// Experts that can still be chosen must be as many in every group as a token can need.
 void check_silence(const RouterLimits& limits, const Plan& plan, const PlanLayer& layer) {
-  const RouterGroups groups = plan.regroup ? RouterGroups{.count = 1, .chosen = 1, .rule = limits.groups.rule} : limits.groups;
+  const RouterGroups groups =
+      plan.regroup ? RouterGroups{.count = 1, .chosen = 1, .rule = limits.groups.rule} : limits.groups;
   std::vector<int> left(static_cast<std::size_t>(groups.count));
   for (const int expert : layer.keep) ++left[static_cast<std::size_t>(group_of(plan, expert))];
   for (const int expert : layer.silence) --left[static_cast<std::size_t>(group_of(plan, expert))];
   const int least = least_per_group(groups, limits.experts_per_token);
   for (std::size_t group = 0; group < left.size(); ++group) {
     if (left[group] >= least) continue;
-    throw InvalidInput(fmt::format("switch --off bias: layer {}{} would have {} experts to choose among, and a token can need {}; "
-                                   "ask for fewer", layer.layer, groups.count > 1 ? fmt::format(", group {}", group) : "",
-                                   left[group], least));
+    throw InvalidInput(
+        fmt::format("switch --off bias: layer {}{} would have {} experts to choose among, and a token can need {}; "
+                    "ask for fewer",
+                    layer.layer, groups.count > 1 ? fmt::format(", group {}", group) : "", left[group], least));
   }
 }
 
-void note_usage(const StatisticsManifest& manifest, const LayerStatistics& statistics, const RouterLimits& limits, PlanLayer& layer) {
+void note_usage(const StatisticsManifest& manifest, const LayerStatistics& statistics, const RouterLimits& limits,
+                PlanLayer& layer) {
   const std::vector<double> weights(manifest.tasks.size(), 1.0);
   const auto routed = routed_tokens(statistics, weights);
   layer.unseen = static_cast<int>(std::count(routed.begin(), routed.end(), 0.0));

@@ -25,7 +25,8 @@ Json load_json(const LayerLoad& load) {
 Json specialisation_json(const LayerSpecialisation& layer, const std::vector<std::string>& tasks) {
   Json own = Json::array();
   for (const auto& expert : layer.own) {
-    own.push_back({{"expert", expert.expert}, {"task", tasks[static_cast<std::size_t>(expert.task)]}, {"share", expert.share}});
+    own.push_back(
+        {{"expert", expert.expert}, {"task", tasks[static_cast<std::size_t>(expert.task)]}, {"share", expert.share}});
   }
   return {{"layer", layer.layer},
           {"divergence", layer.divergence},
@@ -106,8 +107,9 @@ std::string interval_text(const Estimate& estimate) {
 }
 
 std::string load_text(const std::vector<LayerLoad>& load) {
-  std::string text = "Load: most and least used expert with their shares of the counted tokens; variation; unseen experts; entropy of use, "
-                     "and of the router's probability\n";
+  std::string text =
+      "Load: most and least used expert with their shares of the counted tokens; variation; unseen experts; entropy of use, "
+      "and of the router's probability\n";
   for (const auto& row : load) {
     text += fmt::format("layer {:3}  {:3}: {:5.1f}%  {:3}: {:5.1f}%  {:5.2f}  {:3}  {:.3f}  {}\n", row.layer, row.most_used,
                         100 * row.most_share, row.least_used, 100 * row.least_share, row.variation, row.unseen, row.entropy,
@@ -118,12 +120,16 @@ std::string load_text(const std::vector<LayerLoad>& load) {
 
 std::string specialisation_text(const Report& report) {
   if (report.specialisation.empty()) return "";
-  std::string text = fmt::format("\nSpecialisation over {} tasks: divergence and mutual information in bits; experts that one task has nine "
-                                 "tenths of\n", report.chosen.size());
+  std::string text = fmt::format(
+      "\nSpecialisation over {} tasks: divergence and mutual information in bits; experts that one task has nine "
+      "tenths of\n",
+      report.chosen.size());
   for (const auto& layer : report.specialisation) {
-    text += fmt::format("layer {:3}  {:.3f}  {:.3f}  {}", layer.layer, layer.divergence, layer.mutual_information, layer.own.size());
+    text += fmt::format("layer {:3}  {:.3f}  {:.3f}  {}", layer.layer, layer.divergence, layer.mutual_information,
+                        layer.own.size());
     for (std::size_t t = 0; t < report.tasks.size(); ++t) {
-      const auto count = std::count_if(layer.own.begin(), layer.own.end(), [&](const auto& own) { return own.task == static_cast<int>(t); });
+      const auto count = std::count_if(layer.own.begin(), layer.own.end(),
+                                       [&](const auto& own) { return own.task == static_cast<int>(t); });
       if (count > 0) text += fmt::format("  {}: {}", report.tasks[t], count);
     }
     text += "\n";
@@ -133,18 +139,21 @@ std::string specialisation_text(const Report& report) {
 
 std::string trace_text(const std::optional<TraceReport>& trace) {
   if (!trace) return "\nNo trace: calibrate with --trace N for local routing consistency\n";
-  std::string text = fmt::format("\nLocal routing consistency over {} traced tokens in {} sequences\n", trace->tokens, trace->sequences);
+  std::string text =
+      fmt::format("\nLocal routing consistency over {} traced tokens in {} sequences\n", trace->tokens, trace->sequences);
   for (const auto& entry : trace->consistency) {
     if (entry.windows == 0) {
       text += fmt::format("window {:3}  no sequence is that long\n", entry.window);
       continue;
     }
-    text += fmt::format("window {:3}  SRP {:.3f}{}, holding {:.2f} times the experts in use\n", entry.window, entry.srp.value,
-                        interval_text(entry.srp), entry.model.held);
+    text += fmt::format("window {:3}  SRP {:.3f}{}, holding {:.2f} times the experts in use\n", entry.window,
+                        entry.srp.value, interval_text(entry.srp), entry.model.held);
   }
   for (const auto& entry : trace->cache) {
     text += fmt::format("window {:3}  SCH", entry.window);
-    for (const auto& size : entry.sizes) text += fmt::format("  {} experts {:.3f}{}", size.experts, size.model.value, interval_text(size.model));
+    for (const auto& size : entry.sizes) {
+      text += fmt::format("  {} experts {:.3f}{}", size.experts, size.model.value, interval_text(size.model));
+    }
     text += "\n";
   }
   return text;
@@ -159,12 +168,14 @@ std::string plan_text(const std::string& file, const PlanReport& plan) {
   }
   if (!plan.why.empty()) text += plan.why + "\n";
   if (!plan.confidence) return text;
-  text += fmt::format("overlap of resampled kept sets: {:.3f} [{:.3f}, {:.3f}]\n", plan.confidence->overlap, plan.confidence->lower,
-                      plan.confidence->upper);
+  text += fmt::format("overlap of resampled kept sets: {:.3f} [{:.3f}, {:.3f}]\n", plan.confidence->overlap,
+                      plan.confidence->lower, plan.confidence->upper);
   for (const auto& layer : plan.confidence->layers) {
     if (layer.uncertain.empty()) continue;
     text += fmt::format("layer {:3}  uncertain:", layer.layer);
-    for (const auto& expert : layer.uncertain) text += fmt::format("  {}{} {:.0f}%", expert.expert, expert.kept ? " kept" : "", 100 * expert.share);
+    for (const auto& expert : layer.uncertain) {
+      text += fmt::format("  {}{} {:.0f}%", expert.expert, expert.kept ? " kept" : "", 100 * expert.share);
+    }
     text += "\n";
   }
   return text;

@@ -126,7 +126,8 @@ std::vector<LayerSpecialisation> specialisation(const Statistics& statistics, co
     const double all = sum(usage.weight);
     std::vector<double> by_tokens;
     for (const double weight : usage.weight) by_tokens.push_back(weight / all);
-    entry.divergence = divergence(usage, std::vector<double>(usage.tasks.size(), 1.0 / static_cast<double>(usage.tasks.size())));
+    entry.divergence =
+        divergence(usage, std::vector<double>(usage.tasks.size(), 1.0 / static_cast<double>(usage.tasks.size())));
     entry.mutual_information = divergence(usage, by_tokens);
     entry.own = own_experts(usage);
   }

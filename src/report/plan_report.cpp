@@ -40,9 +40,14 @@ const ScoringMethod* method_of(const Plan& plan, std::string& why) {
     why = "the plan keeps every expert";
     return nullptr;
   }
+  if (plan.source.contains("switch")) {
+    why = "experts were switched by their rank in a contrast, which is not repeated here";
+    return nullptr;
+  }
   const std::string name = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
   const auto methods = scoring_methods();
-  const auto found = std::find_if(methods.begin(), methods.end(), [&](const ScoringMethod* method) { return method->name == name; });
+  const auto found =
+      std::find_if(methods.begin(), methods.end(), [&](const ScoringMethod* method) { return method->name == name; });
   if (found == methods.end() || (*found)->grain == Grain::atom || merges(plan)) {
     why = fmt::format("{} is no method that scores experts, so the choice cannot be made again", in_quotes(plan.method));
     return nullptr;

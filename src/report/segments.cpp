@@ -40,7 +40,8 @@ class WindowCounter {
   UseCounts& all_;
 };
 
-void count_sequence(std::span<const std::int32_t> ids, int top_k, TraceSequence sequence, int window, WindowCounter& counter) {
+void count_sequence(std::span<const std::int32_t> ids, int top_k, TraceSequence sequence, int window,
+                    WindowCounter& counter) {
   const auto token = [&](std::int64_t t) {
     return ids.subspan(static_cast<std::size_t>((sequence.begin + t) * top_k), static_cast<std::size_t>(top_k));
   };
@@ -100,7 +101,8 @@ class CacheStack {
 }  // namespace
 
 std::vector<UseCounts> count_windows(std::span<const std::int32_t> ids, int experts, int experts_per_token,
-                                     const std::vector<TraceSequence>& sequences, int window, std::vector<UseCounts>& by_sequence) {
+                                     const std::vector<TraceSequence>& sequences, int window,
+                                     std::vector<UseCounts>& by_sequence) {
   std::vector<UseCounts> by_expert(static_cast<std::size_t>(experts), UseCounts(static_cast<std::size_t>(window) + 1));
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     if (sequences[s].end - sequences[s].begin < window) continue;
@@ -127,10 +129,11 @@ SegmentRouting best_threshold(const UseCounts& counts) {
   return best;
 }
 
-std::vector<std::int64_t> cache_ranks(std::span<const std::int32_t> ids, int experts, int experts_per_token, TraceSequence sequence,
-                                      int window) {
+std::vector<std::int64_t> cache_ranks(std::span<const std::int32_t> ids, int experts, int experts_per_token,
+                                      TraceSequence sequence, int window) {
   const auto token = [&](std::int64_t t) {
-    return ids.subspan(static_cast<std::size_t>((sequence.begin + t) * experts_per_token), static_cast<std::size_t>(experts_per_token));
+    return ids.subspan(static_cast<std::size_t>((sequence.begin + t) * experts_per_token),
+                       static_cast<std::size_t>(experts_per_token));
   };
   const std::int64_t length = sequence.end - sequence.begin;
   std::vector<std::int64_t> ranks(static_cast<std::size_t>(experts));

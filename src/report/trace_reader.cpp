@@ -25,7 +25,9 @@ TraceReader::TraceReader(std::filesystem::path folder, const StatisticsManifest&
   const auto demonstrations = column(file, "demonstration", 0);
   for (std::int64_t t = 0; t < tokens_; ++t) {
     const auto i = static_cast<std::size_t>(t);
-    if (t == 0 || tasks[i] != tasks[i - 1] || demonstrations[i] != demonstrations[i - 1]) sequences_.push_back({.begin = t, .end = t});
+    if (t == 0 || tasks[i] != tasks[i - 1] || demonstrations[i] != demonstrations[i - 1]) {
+      sequences_.push_back({.begin = t, .end = t});
+    }
     ++sequences_.back().end;
   }
 }
@@ -36,8 +38,8 @@ std::vector<std::int32_t> TraceReader::column(const SafetensorsFile& file, const
   if (width > 0) shape.push_back(width);
   const Tensor* tensor = file.find(name);
   if (tensor == nullptr || tensor->dtype != Dtype::i32 || tensor->shape != shape) {
-    throw InvalidInput(fmt::format("{}: {}: expected I32 [{}], a row for each of the trace's tokens; calibrate again", file.path().string(),
-                                   name, fmt::join(shape, ", ")));
+    throw InvalidInput(fmt::format("{}: {}: expected I32 [{}], a row for each of the trace's tokens; calibrate again",
+                                   file.path().string(), name, fmt::join(shape, ", ")));
   }
   const auto bytes = file.read(*tensor);
   std::vector<std::int32_t> values(bytes.size() / sizeof(std::int32_t));
@@ -56,8 +58,8 @@ std::vector<std::int32_t> TraceReader::ids(int layer) const {
       seen[static_cast<std::size_t>(id)] = token;
       continue;
     }
-    throw InvalidInput(fmt::format("{}: ids: token {} has expert {}, expected {} different ones below {}", file.path().string(), token, id,
-                                   experts_per_token_, experts_));
+    throw InvalidInput(fmt::format("{}: ids: token {} has expert {}, expected {} different ones below {}",
+                                   file.path().string(), token, id, experts_per_token_, experts_));
   }
   return ids;
 }

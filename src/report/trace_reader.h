@@ -23,7 +23,8 @@ class TraceReader {
 
   const std::vector<TraceSequence>& sequences() const { return sequences_; }
   std::int64_t tokens() const { return tokens_; }
-  /// Layers of the model that were measured, without multi-token-prediction blocks: the last tokens have nothing to route there.
+  /// Layers of the model that were measured, without multi-token-prediction blocks: the last tokens have nothing to route
+  /// there.
   const std::vector<int>& layers() const { return layers_; }
   /// [tokens, K], different experts of a token. @throws InvalidInput
   std::vector<std::int32_t> ids(int layer) const;

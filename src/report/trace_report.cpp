@@ -72,7 +72,9 @@ class ConsistencyCounter {
     for (const UseCounts& counts : by_sequence_) add(counts, all);
     out_.model = best_threshold(all);
     out_.srp.value = out_.model.srp;
-    std::erase_if(by_sequence_, [](const UseCounts& counts) { return std::all_of(counts.begin(), counts.end(), [](auto n) { return n == 0; }); });
+    std::erase_if(by_sequence_, [](const UseCounts& counts) {
+      return std::all_of(counts.begin(), counts.end(), [](auto n) { return n == 0; });
+    });
     out_.srp.interval = basic_interval(out_.srp.value, by_sequence_.size(), options,
                                        [&](const std::vector<double>& times) { return srp_of(by_sequence_, times); });
     return std::move(out_);
@@ -94,7 +96,9 @@ class HitCounter {
       out_.sizes.push_back({.experts = multiple * top_k, .model = {}, .layers = {}});
     }
     hits_.assign(out_.sizes.size(), std::vector<double>(sequences.size()));
-    for (const TraceSequence& sequence : sequences) uses_.push_back(static_cast<double>((sequence.end - sequence.begin) * top_k));
+    for (const TraceSequence& sequence : sequences) {
+      uses_.push_back(static_cast<double>((sequence.end - sequence.begin) * top_k));
+    }
   }
 
   void add_layer(std::span<const std::int32_t> ids, int experts, const std::vector<TraceSequence>& sequences) {
@@ -102,7 +106,8 @@ class HitCounter {
     for (std::size_t s = 0; s < sequences.size(); ++s) {
       const auto ranks = cache_ranks(ids, experts, top_k_, sequences[s], out_.window);
       for (std::size_t i = 0; i < out_.sizes.size(); ++i) {
-        const auto hits = static_cast<double>(std::accumulate(ranks.begin(), ranks.begin() + out_.sizes[i].experts, std::int64_t{0}));
+        const auto hits =
+            static_cast<double>(std::accumulate(ranks.begin(), ranks.begin() + out_.sizes[i].experts, std::int64_t{0}));
         hits_[i][s] += hits;
         of_layer[i] += hits;
       }
@@ -147,7 +152,9 @@ std::optional<TraceReport> report_trace(const std::filesystem::path& folder, con
   }
   for (const int layer : trace.layers()) {
     const auto ids = trace.ids(layer);
-    for (auto& counter : consistency) counter.add_layer(ids, manifest.experts, manifest.experts_per_token, trace.sequences());
+    for (auto& counter : consistency) {
+      counter.add_layer(ids, manifest.experts, manifest.experts_per_token, trace.sequences());
+    }
     for (auto& counter : hits) counter.add_layer(ids, manifest.experts, trace.sequences());
   }
   TraceReport out;

@@ -22,7 +22,9 @@ std::vector<int> task_ids(const Statistics& statistics, const std::vector<std::s
   std::vector<int> ids;
   for (const auto& name : names) {
     const int id = statistics.task(name);
-    if (std::find(ids.begin(), ids.end(), id) != ids.end()) throw UsageError(fmt::format("task {} is named twice", in_quotes(name)));
+    if (std::find(ids.begin(), ids.end(), id) != ids.end()) {
+      throw UsageError(fmt::format("task {} is named twice", in_quotes(name)));
+    }
     ids.push_back(id);
   }
   return ids;
@@ -79,7 +81,8 @@ std::optional<double> agreement(const Side& side, const Side& against, double sc
   return static_cast<double>(agree) / both;
 }
 
-RankedExpert difference(const LayerStatistics& layer, const std::vector<int>& tasks, const std::vector<int>& against, int expert) {
+RankedExpert difference(const LayerStatistics& layer, const std::vector<int>& tasks, const std::vector<int>& against,
+                        int expert) {
   const Side a = side_of(layer, tasks, expert);
   const Side b = side_of(layer, against, expert);
   RankedExpert entry{.layer = layer.layer, .expert = expert, .score = a.rate() - b.rate(), .count = a.all_routed(),
@@ -96,7 +99,8 @@ void check_counted(const Statistics& statistics, const std::vector<int>& tasks) 
     for (const int task : tasks) {
       if (layer.task_tokens(task) > 0) continue;
       throw InvalidInput(fmt::format("task {}: no token of it was counted in layer {}, so there is no frequency to compare",
-                                     in_quotes(statistics.manifest.tasks[static_cast<std::size_t>(task)].name), layer.layer));
+                                     in_quotes(statistics.manifest.tasks[static_cast<std::size_t>(task)].name),
+                                     layer.layer));
     }
   }
 }
@@ -119,20 +123,23 @@ void rank(std::vector<RankedExpert>& entries) {
 
 void check_marker_counts(const MarkerCounts& counts) {
   if (counts.marker_tokens <= 0) {
-    throw InvalidInput(fmt::format("layer {}: no counted token is part of the marker; take demonstrations that have it, or count "
-                                   "more of them (--count all)", counts.layer));
+    throw InvalidInput(
+        fmt::format("layer {}: no counted token is part of the marker; take demonstrations that have it, or count "
+                    "more of them (--count all)",
+                    counts.layer));
   }
   if (counts.marker_tokens >= counts.tokens) {
-    throw InvalidInput(fmt::format("layer {}: every counted token is part of the marker, so there is nothing to hold it against",
-                                   counts.layer));
+    throw InvalidInput(fmt::format(
+        "layer {}: every counted token is part of the marker, so there is nothing to hold it against", counts.layer));
   }
   for (std::size_t e = 0; e < counts.routed.size(); ++e) {
     const double both = counts.marker[e];
     const double others = counts.routed[e] - both;
     if (both <= counts.marker_tokens && others >= 0 && others <= counts.tokens - counts.marker_tokens) continue;
-    throw InvalidInput(fmt::format("layer {}, expert {}: {} tokens of the marker of {} and {} routed tokens of {} contradict each "
-                                   "other; the statistics are damaged", counts.layer, e, both, counts.marker_tokens,
-                                   counts.routed[e], counts.tokens));
+    throw InvalidInput(
+        fmt::format("layer {}, expert {}: {} tokens of the marker of {} and {} routed tokens of {} contradict each "
+                    "other; the statistics are damaged",
+                    counts.layer, e, both, counts.marker_tokens, counts.routed[e], counts.tokens));
   }
 }
 
@@ -150,7 +157,9 @@ RankedExpert mutual_information(const MarkerCounts& counts, int expert) {
 
 }  // namespace
 
-std::string_view contrast_measure_name(ContrastMeasure measure) { return measure == ContrastMeasure::ftri ? "ftri" : "npmi"; }
+std::string_view contrast_measure_name(ContrastMeasure measure) {
+  return measure == ContrastMeasure::ftri ? "ftri" : "npmi";
+}
 
 Contrast contrast_tasks(const Statistics& statistics, const std::vector<std::string>& tasks,
                         const std::vector<std::string>& against, double least_count) {
@@ -192,8 +201,8 @@ namespace {
 
 std::size_t marker_index(const StatisticsManifest& manifest, const std::string& marker) {
   if (!manifest.vectors || manifest.vectors->markers.empty()) {
-    throw InvalidInput(fmt::format("marker {}: the statistics have no markers; calibrate with --statistics vectors --marker TEXT",
-                                   in_quotes(marker)));
+    throw InvalidInput(fmt::format(
+        "marker {}: the statistics have no markers; calibrate with --statistics vectors --marker TEXT", in_quotes(marker)));
   }
   std::vector<std::string> names;
   for (const auto& known : manifest.vectors->markers) {
@@ -217,7 +226,8 @@ std::vector<MarkerCounts> read_marker_counts(const Statistics& statistics, const
   std::vector<MarkerCounts> layers;
   for (const LayerStatistics& layer : statistics.layers) {
     const ExpertVectors vectors = read_vectors(folder, statistics.manifest, layer.layer);
-    MarkerCounts counts{.layer = layer.layer, .routed = std::vector<double>(experts), .marker = std::vector<double>(experts)};
+    MarkerCounts counts{
+        .layer = layer.layer, .routed = std::vector<double>(experts), .marker = std::vector<double>(experts)};
     for (const int task : tasks) {
       const auto row = static_cast<std::size_t>(task) * static_cast<std::size_t>(vectors.markers) + index;
       const auto routed = layer.task_total(Stat::routed_count, task);

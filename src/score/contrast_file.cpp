@@ -91,7 +91,9 @@ void write_contrast(const std::filesystem::path& file, const Contrast& contrast)
       text += field.value().dump();
       continue;
     }
-    for (std::size_t i = 0; i < field.value().size(); ++i) text += (i == 0 ? "[\n    " : ",\n    ") + field.value()[i].dump();
+    for (std::size_t i = 0; i < field.value().size(); ++i) {
+      text += (i == 0 ? "[\n    " : ",\n    ") + field.value()[i].dump();
+    }
     text += "\n  ]";
   }
   write_file_atomically(file, text + "\n}\n");

@@ -11,6 +11,7 @@ import reference
 from program import moetrim, moetrim_json, write_task
 
 IDS = models.sequences(21, [23, 31, 12, 40, 9, 17, 28, 33, 14, 26])
+TAGGED = [{"input_ids": ids, "tag": "ab"[i % 2]} for i, ids in enumerate(IDS)]
 
 
 def calibrate(folder, family, *options, rows=None):
@@ -32,15 +33,18 @@ def rewritten(folder, model):
 
 def test_contrast_of_tags_equals_hooks(tmp_path):
     """fTRI of two tags of one file, from the routing that hooks on transformers see."""
-    rows = [{"input_ids": ids, "tag": "ab"[i % 2]} if i < 9 else {"input_ids": ids} for i, ids in enumerate(IDS)]
+    rows = TAGGED[:9] + [{"input_ids": IDS[9]}]
     model = calibrate(tmp_path, "qwen3_moe", "--split-by-tag", rows=rows)
     manifest = json.loads((tmp_path / "s.stats/manifest.json").read_text())
     assert [task["name"] for task in manifest["tasks"]] == ["t", "t/a", "t/b"]
-    ranked = moetrim_json("contrast", tmp_path / "s.stats", "--task", "t/a", "--against", "t/b", "--least-count", 0)["ranked"]
+    evaluated = moetrim_json("evaluate", tmp_path / "m", "--task", tmp_path / "t.jsonl", "--split-by-tag")
+    assert [task["task"] for task in evaluated["tasks"]] == ["t", "t/a", "t/b"]
+    ranked = moetrim_json("contrast", tmp_path / "s.stats", "--task", "t/a", "--against", "t/b", "--least-count", 0)
+    ranked = ranked["ranked"]
     rates = []
     for half in (IDS[0:9:2], IDS[1:9:2]):
         layers = reference.collect(model, half)
-        rates.append({index: np.bincount(layer["ids"].ravel(), minlength=7) / len(layer["ids"]) for index, layer in layers.items()})
+        rates.append({i: np.bincount(layer["ids"].ravel(), minlength=7) / len(layer["ids"]) for i, layer in layers.items()})
     expected = sorted((-(rates[0][layer][e] - rates[1][layer][e]), layer, e) for layer in rates[0] for e in range(7))
     assert [(entry["layer"], entry["expert"]) for entry in ranked] == [(layer, e) for _, layer, e in expected]
     np.testing.assert_allclose([entry["score"] for entry in ranked], [-score for score, _, _ in expected], atol=1e-12)
@@ -50,7 +54,8 @@ def test_contrast_of_tags_equals_hooks(tmp_path):
 def test_placed_experts_compute_the_same(family, devices, tmp_path):
     """Softmax; selection bias with groups, whole and on several devices each; fused with biases."""
     model = calibrate(tmp_path, family)
-    plan = moetrim_json("place", tmp_path / "s.stats", "--devices", devices, "--objective", "traffic", "-o", tmp_path / "plan.json")
+    plan = moetrim_json("place", tmp_path / "s.stats", "--devices", devices, "--objective", "traffic",
+                        "-o", tmp_path / "plan.json")
     cost = plan["source"]["placement"]
     assert cost["after"]["mean_cost"] <= cost["before"]["mean_cost"]
     assert any(layer["keep"] != sorted(layer["keep"]) for layer in plan["layers"])
@@ -74,7 +79,7 @@ def test_predicted_traffic_is_what_the_new_checkpoint_does(tmp_path):
 
 def test_strengthened_experts_are_scaled(tmp_path):
     """A factor on an expert's output is a factor on its down projection."""
-    model = calibrate(tmp_path, "qwen3_moe", "--split-by-tag", rows=[{"input_ids": ids, "tag": "ab"[i % 2]} for i, ids in enumerate(IDS)])
+    model = calibrate(tmp_path, "qwen3_moe", "--split-by-tag", rows=TAGGED)
     moetrim("contrast", tmp_path / "s.stats", "--task", "t/a", "--against", "t/b", "-o", tmp_path / "ranked.json")
     plan = moetrim_json("switch", tmp_path / "s.stats", "--experts", tmp_path / "ranked.json", "--top", 4, "--strengthen", 1.5,
                         "-o", tmp_path / "plan.json")
@@ -88,7 +93,7 @@ def test_strengthened_experts_are_scaled(tmp_path):
 
 def test_silenced_experts_are_never_chosen(tmp_path):
     """A selection bias of minus a lot equals a router logit of minus infinity for selection: the others share the tokens."""
-    model = calibrate(tmp_path, "deepseek_v3", "--split-by-tag", rows=[{"input_ids": ids, "tag": "ab"[i % 2]} for i, ids in enumerate(IDS)])
+    model = calibrate(tmp_path, "deepseek_v3", "--split-by-tag", rows=TAGGED)
     moetrim("contrast", tmp_path / "s.stats", "--task", "t/a", "--against", "t/b", "-o", tmp_path / "ranked.json")
     plan = moetrim_json("switch", tmp_path / "s.stats", "--experts", tmp_path / "ranked.json", "--top", 3, "--off", "bias",
                         "-o", tmp_path / "plan.json")
@@ -100,4 +105,6 @@ def test_silenced_experts_are_never_chosen(tmp_path):
         assert not counts[layer.get("silence", [])].any()
         silenced += len(layer.get("silence", []))
     assert silenced == 3 and not torch.equal(ours, models.logits_of(model, IDS))
-    moetrim("switch", tmp_path / "s.stats", "--experts", tmp_path / "ranked.json", "--top", 3, "--off", "drop", "-o", tmp_path / "x.json", code=3)
+    refused = moetrim("switch", tmp_path / "s.stats", "--experts", tmp_path / "ranked.json", "--top", 3, "--off", "drop",
+                      "-o", tmp_path / "x.json", code=3)
+    assert "--per-layer" in refused.stderr

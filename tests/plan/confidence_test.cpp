@@ -11,7 +11,8 @@ namespace {
 
 std::optional<KeptSetConfidence> confidence(const LayerStatistics& layer, int resamples = 4000) {
   const auto statistics = given::statistics(given::manifest(1, layer.experts, 1), {layer});
-  return kept_set_confidence(statistics, find_scoring_method("frequency"), {}, KeepBudget::parse("1"), {}, false, resamples, 7);
+  return kept_set_confidence(statistics, find_scoring_method("frequency"), {}, KeepBudget::parse("1"), {}, false, resamples,
+                             7);
 }
 
 }  // namespace

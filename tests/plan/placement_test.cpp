@@ -98,7 +98,9 @@ TEST_CASE("nodes cost twice, and blocks stay on their runs of devices", "[placem
     const Placement placed = solve(problem, 0);
     CHECK(value(problem, placed) == Approx(best_of_all(problem)).epsilon(1e-12));
     for (const auto& layer : placed) {
-      for (int e = 0; e < 8; ++e) CHECK(layer[static_cast<std::size_t>(e)] / 2 == layer[static_cast<std::size_t>(e / 4 * 4)] / 2);
+      for (int e = 0; e < 8; ++e) {
+        CHECK(layer[static_cast<std::size_t>(e)] / 2 == layer[static_cast<std::size_t>(e / 4 * 4)] / 2);
+      }
     }
   }
   Problem far = random_problem(4, {.count = 4, .nodes = 2}, 1, 1);
@@ -121,7 +123,8 @@ TEST_CASE("a placed plan is a permutation that keeps groups whole, and never wor
       CAPTURE(groups, devices);
       Plan base = whole_plan(statistics.manifest);
       if (groups > 1) base.groups = {.count = groups, .chosen = groups - 1, .rule = "max"};
-      const PlacedPlan placed = place_experts(statistics, {.devices = devices, .objective = PlacementObjective::traffic}, base);
+      const PlacedPlan placed =
+          place_experts(statistics, {.devices = devices, .objective = PlacementObjective::traffic}, base);
       CHECK(placed.after.mean_cost() <= placed.before.mean_cost());
       if (devices == 1) CHECK(placed.after.mean_cost() == 0);
       CHECK(placed.plan.order == SlotOrder::free);
@@ -129,7 +132,8 @@ TEST_CASE("a placed plan is a permutation that keeps groups whole, and never wor
         CHECK(std::set(layer.keep.begin(), layer.keep.end()).size() == 12);
         const int size = 12 / groups;
         for (std::size_t slot = 0; slot < 12 && groups > 1; ++slot) {
-          CHECK(layer.keep[slot] / size == layer.keep[slot / static_cast<std::size_t>(size) * static_cast<std::size_t>(size)] / size);
+          CHECK(layer.keep[slot] / size ==
+                layer.keep[slot / static_cast<std::size_t>(size) * static_cast<std::size_t>(size)] / size);
         }
       }
       const given::TempFolder folder;
@@ -141,7 +145,9 @@ TEST_CASE("a placed plan is a permutation that keeps groups whole, and never wor
 TEST_CASE("predicted costs by hand", "[placement]") {
   LayerStatistics first(0, 1, 4);
   LayerStatistics second(1, 1, 4);
-  const auto pair = [](std::vector<double>& matrix, int i, int j, double count) { matrix[static_cast<std::size_t>(i * 4 + j)] += count; };
+  const auto pair = [](std::vector<double>& matrix, int i, int j, double count) {
+    matrix[static_cast<std::size_t>(i * 4 + j)] += count;
+  };
   for (int e = 0; e < 4; ++e) pair(first.coactivation, e, e, e + 1);  // loads 1, 2, 3, 4
   for (int e = 0; e < 4; ++e) pair(second.coactivation, e, e, 2.5);
   pair(first.coactivation, 0, 3, 6);
@@ -170,7 +176,8 @@ TEST_CASE("placements that cannot be are refused", "[placement]") {
   const auto has = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
   CHECK(has(refused(5, 1, [](Plan&) {}), "12 experts a layer do not divide into 5 devices"));
   CHECK(has(refused(4, 3, [](Plan&) {}), "as many devices on every node"));
-  CHECK(has(refused(4, 1, [](Plan& plan) { plan.groups = {.count = 6, .chosen = 2, .rule = "max"}; }), "one must divide the other"));
+  CHECK(has(refused(4, 1, [](Plan& plan) { plan.groups = {.count = 6, .chosen = 2, .rule = "max"}; }),
+            "one must divide the other"));
   CHECK(has(refused(2, 1, [](Plan& plan) { plan.checkpoint_fingerprint = "x"; }), "the plan is of checkpoint x"));
   CHECK(has(refused(2, 1, [](Plan& plan) {
     plan.layers[0].keep[1] = 0;

@@ -8,12 +8,14 @@ using namespace moetrim;
 
 namespace {
 
-/// Two layers of six experts, two a token. Ranked: 5 and 4 of layer 0, then in turn 0, 1, … of layer 1 and 3, 2, … of layer 0.
+/// Two layers of six experts, two a token. Ranked: 5 and 4 of layer 0, then in turn 0, 1, … of layer 1 and 3, 2, … of layer
+/// 0.
 struct Given {
   Statistics statistics;
   Contrast contrast;
 
-  explicit Given(const char* family = "qwen3_moe", RouterGroups groups = {}) : statistics(given::random_statistics(2, 6, 2)) {
+  explicit Given(const char* family = "qwen3_moe", RouterGroups groups = {})
+      : statistics(given::random_statistics(2, 6, 2)) {
     statistics.manifest.family = family;
     statistics.manifest.groups = groups;
     contrast.checkpoint_fingerprint = statistics.manifest.checkpoint_fingerprint;
@@ -21,7 +23,9 @@ struct Given {
     contrast.experts = 6;
     contrast.layers = {0, 1};
     double score = 1;
-    const auto add = [&](int layer, int expert) { contrast.ranked.push_back({.layer = layer, .expert = expert, .score = score -= 0.05}); };
+    const auto add = [&](int layer, int expert) {
+      contrast.ranked.push_back({.layer = layer, .expert = expert, .score = score -= 0.05});
+    };
     add(0, 5);
     add(0, 4);
     for (int i = 0; i < 6; ++i) {
@@ -31,7 +35,9 @@ struct Given {
   }
 
   Plan apply(const SwitchRequest& request) const { return apply(request, whole_plan(statistics.manifest)); }
-  Plan apply(const SwitchRequest& request, Plan base) const { return switch_experts(statistics, contrast, request, std::move(base)); }
+  Plan apply(const SwitchRequest& request, Plan base) const {
+    return switch_experts(statistics, contrast, request, std::move(base));
+  }
   std::string refused(const SwitchRequest& request) const {
     return given::thrown_by([&] { apply(request); });
   }
@@ -63,8 +69,9 @@ TEST_CASE("strengthening is a factor per expert, wherever they are", "[switch]")
   CHECK((plan.layers[0].scale[0].expert == 4 && plan.layers[0].scale[0].factor == 1.5));
   CHECK(plan.layers[1].scale.size() == 1);
   CHECK(has(given.refused({.action = SwitchAction::strengthen, .factor = 1, .choice = {.top = 1}}), "not 1"));
-  CHECK(has(given::thrown_by([&] { given.apply({.action = SwitchAction::strengthen, .factor = 2, .choice = {.top = 1}}, plan); }),
-            "changes expert 5 of layer 0 already"));
+  CHECK(has(
+      given::thrown_by([&] { given.apply({.action = SwitchAction::strengthen, .factor = 2, .choice = {.top = 1}}, plan); }),
+      "changes expert 5 of layer 0 already"));
 }
 
 TEST_CASE("a selection bias switches off where there is one, and leaves enough experts", "[switch]") {
@@ -73,7 +80,8 @@ TEST_CASE("a selection bias switches off where there is one, and leaves enough e
   const Plan plan = given.apply({.action = SwitchAction::bias, .choice = {.top = 3}});
   CHECK(plan.layers[0].silence == std::vector<int>{4, 5});
   CHECK(plan.layers[1].silence == std::vector<int>{0});
-  CHECK(has(given.refused({.action = SwitchAction::bias, .choice = {.per_layer = 5}}), "layer 0 would have 1 experts to choose among"));
+  CHECK(has(given.refused({.action = SwitchAction::bias, .choice = {.per_layer = 5}}),
+            "layer 0 would have 1 experts to choose among"));
 }
 
 TEST_CASE("groups lose the same number each", "[switch]") {
@@ -88,6 +96,7 @@ TEST_CASE("groups lose the same number each", "[switch]") {
 TEST_CASE("rankings and plans of other checkpoints are refused", "[switch]") {
   Given given;
   given.contrast.checkpoint_fingerprint = "00000000000000000000000000000000";
-  CHECK(has(given.refused({.action = SwitchAction::drop, .choice = {.per_layer = 1}}), "ranked experts are of checkpoint 0000"));
+  CHECK(has(given.refused({.action = SwitchAction::drop, .choice = {.per_layer = 1}}),
+            "ranked experts are of checkpoint 0000"));
   CHECK(has(Given().refused({.action = SwitchAction::drop, .choice = {}}), "how many experts"));
 }

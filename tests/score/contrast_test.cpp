@@ -48,15 +48,18 @@ TEST_CASE("fTRI by hand, with the jackknife over slices", "[contrast]") {
 TEST_CASE("sides that cannot be compared are refused", "[contrast]") {
   const Statistics statistics = two_tasks();
   CHECK(given::thrown_by([&] { contrast_tasks(statistics, {"a"}, {"a"}, 1); }).find("on both sides") != std::string::npos);
-  CHECK(given::thrown_by([&] { contrast_tasks(statistics, {"a", "a"}, {"b"}, 1); }).find("named twice") != std::string::npos);
+  CHECK(given::thrown_by([&] { contrast_tasks(statistics, {"a", "a"}, {"b"}, 1); }).find("named twice") !=
+        std::string::npos);
   Statistics empty = statistics;
   std::fill(empty.layers[0].token_count.begin() + kSlices, empty.layers[0].token_count.end(), 0.0);
-  CHECK(given::thrown_by([&] { contrast_tasks(empty, {"a"}, {"b"}, 1); }).find("no token of it was counted") != std::string::npos);
+  CHECK(given::thrown_by([&] { contrast_tasks(empty, {"a"}, {"b"}, 1); }).find("no token of it was counted") !=
+        std::string::npos);
 }
 
 TEST_CASE("nPMI: only together 1, independent 0, never together -1", "[contrast]") {
   // 16 tokens, 4 of the marker. Expert 0 has those 4 alone, 1 has 2 of 8, 2 has none of 4, 3 is not used, 4 has 1 of 2.
-  const MarkerCounts counts{.layer = 5, .tokens = 16, .marker_tokens = 4, .routed = {4, 8, 4, 0, 2}, .marker = {4, 2, 0, 0, 1}};
+  const MarkerCounts counts{
+      .layer = 5, .tokens = 16, .marker_tokens = 4, .routed = {4, 8, 4, 0, 2}, .marker = {4, 2, 0, 0, 1}};
   auto manifest = given::manifest(6, 5, 1);
   const Contrast contrast = contrast_marker(manifest, {counts}, 1);
   std::vector<int> order;
@@ -72,7 +75,8 @@ TEST_CASE("nPMI: only together 1, independent 0, never together -1", "[contrast]
 
   const auto refused = [&](double tokens, double marker_tokens, std::vector<double> routed, std::vector<double> marker) {
     return given::thrown_by([&] {
-      contrast_marker(manifest, {{.layer = 5, .tokens = tokens, .marker_tokens = marker_tokens, .routed = routed, .marker = marker}}, 1);
+      contrast_marker(
+          manifest, {{.layer = 5, .tokens = tokens, .marker_tokens = marker_tokens, .routed = routed, .marker = marker}}, 1);
     });
   };
   CHECK(refused(16, 0, {4}, {0}).find("no counted token is part") != std::string::npos);

@@ -69,7 +69,8 @@ double LayerSearch::trade_value(int a, int b) const {
   const int from = own_[static_cast<std::size_t>(a)];
   const int to = own_[static_cast<std::size_t>(b)];
   // Their own pair costs the same afterwards; the gains take each to be where the other was.
-  const double between = problem_.layers[layer_].beside[static_cast<std::size_t>(a) * problem_.size() + static_cast<std::size_t>(b)];
+  const double between =
+      problem_.layers[layer_].beside[static_cast<std::size_t>(a) * problem_.size() + static_cast<std::size_t>(b)];
   const double gained = gain(a, to) + gain(b, from) - gain(a, from) - gain(b, to);
   return problem_.pair_weight * (2 * between * problem_.devices.cost(from, to) - gained);
 }
@@ -140,7 +141,9 @@ bool LayerSearch::trade_blocks() {
   const int size = problem_.elements / problem_.blocks;
   const auto run_of = [&](int block) { return own_[static_cast<std::size_t>(block * size)] / problem_.devices_per_block(); };
   const auto move = [&](int block, int runs) {
-    for (int e = block * size; e < (block + 1) * size; ++e) own_[static_cast<std::size_t>(e)] += runs * problem_.devices_per_block();
+    for (int e = block * size; e < (block + 1) * size; ++e) {
+      own_[static_cast<std::size_t>(e)] += runs * problem_.devices_per_block();
+    }
   };
   double best = layer_value(problem_, placement_, layer_);
   for (int a = 0; a < problem_.blocks; ++a) {

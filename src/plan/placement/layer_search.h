@@ -15,7 +15,7 @@ class LayerSearch {
   /// @param placed     only layers [0, placed) have devices yet
   LayerSearch(const Problem& problem, Placement& placement, std::size_t layer, std::size_t placed);
 
-  /// Pairs that cost less with the element on that device than with all others elsewhere: the more, the better it lies there.
+  /// Pairs that cost less with the element on that device than with all others elsewhere: the more, the better.
   double gain(int element, int device) const;
   /// Elements, and where there are blocks whole blocks, trade places while the objective falls, or stays and the load gets
   /// more even. @return whether any did

@@ -46,7 +46,8 @@ void check_together(const Statistics& statistics, const Plan& plan) {
   if (merges(plan)) throw InvalidInput("place: the plan merges experts; write that checkpoint, then place its experts");
   for (const PlanLayer& layer : plan.layers) {
     if (std::set(layer.keep.begin(), layer.keep.end()).size() == layer.keep.size()) continue;
-    throw InvalidInput("place: the plan has experts more than once, and nothing is known of how tokens will share the copies");
+    throw InvalidInput(
+        "place: the plan has experts more than once, and nothing is known of how tokens will share the copies");
   }
 }
 
@@ -160,7 +161,9 @@ Placement solve(Problem problem, PlacementObjective objective, int groups, std::
   Placement out;
   for (const auto& layer : placed) {
     std::vector<int>& devices = out.emplace_back();
-    for (int e = 0; e < problem.elements; ++e) devices.push_back(layer[static_cast<std::size_t>(e / (problem.elements / groups))]);
+    for (int e = 0; e < problem.elements; ++e) {
+      devices.push_back(layer[static_cast<std::size_t>(e / (problem.elements / groups))]);
+    }
   }
   return out;
 }

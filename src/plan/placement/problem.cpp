@@ -7,7 +7,8 @@ namespace moetrim::placement {
 namespace {
 
 /// Cost of pairs between two layers, or of a layer with itself.
-double pair_cost(const Problem& problem, const Matrix& pairs, const std::vector<int>& rows, const std::vector<int>& columns) {
+double pair_cost(const Problem& problem, const Matrix& pairs, const std::vector<int>& rows,
+                 const std::vector<int>& columns) {
   double sum = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     for (std::size_t j = 0; j < columns.size(); ++j) {

@@ -24,8 +24,8 @@ struct LayerFlow {
   std::vector<double> load;  ///< [n] routed tokens
 };
 
-/// n elements a layer, as many on every device. With `blocks`, elements and devices are in so many runs of equal length: a run
-/// of elements stays on one run of devices, whichever.
+/// n elements a layer, as many on every device. With `blocks`, elements and devices are in so many runs of equal length: a
+/// run of elements stays on one run of devices, whichever.
 struct Problem {
   int elements = 0;
   Devices devices;

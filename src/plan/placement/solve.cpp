@@ -24,7 +24,8 @@ void assign_block(const Problem& problem, const LayerSearch& search, int block, 
   std::vector<double> gains(n * n);
   for (int row = 0; row < size; ++row) {
     for (int column = 0; column < size; ++column) {
-      gains[static_cast<std::size_t>(row) * n + static_cast<std::size_t>(column)] = search.gain(block * size + row, device_of(column));
+      gains[static_cast<std::size_t>(row) * n + static_cast<std::size_t>(column)] =
+          search.gain(block * size + row, device_of(column));
     }
   }
   const auto columns = optimal_assignment(gains, n, Optimum::greatest);
@@ -100,7 +101,8 @@ std::vector<int> random_layer(const Problem& problem, std::uint64_t seed) {
     const auto order = shuffled(size, split_mix(seed + 1 + static_cast<std::uint64_t>(block)));
     for (int e = 0; e < size; ++e) {
       devices[static_cast<std::size_t>(block * size + e)] =
-          runs[static_cast<std::size_t>(block)] * problem.devices_per_block() + order[static_cast<std::size_t>(e)] / problem.per_device();
+          runs[static_cast<std::size_t>(block)] * problem.devices_per_block() +
+          order[static_cast<std::size_t>(e)] / problem.per_device();
     }
   }
   return devices;
@@ -126,7 +128,8 @@ Placement start(const Problem& problem, int number, std::uint64_t seed) {
   if (number == 0) return placement;
   for (std::size_t l = 0; l < placement.size(); ++l) {
     if (number == 1) placement[l] = balanced(problem, problem.layers[l]);
-    if (number > 2) placement[l] = random_layer(problem, split_mix(split_mix(split_mix(seed) + static_cast<std::uint64_t>(number)) + l));
+    const std::uint64_t own = split_mix(split_mix(split_mix(seed) + static_cast<std::uint64_t>(number)) + l);
+    if (number > 2) placement[l] = random_layer(problem, own);
   }
   if (number > 1 && number % 2 == 0) chain(problem, placement);
   return placement;
