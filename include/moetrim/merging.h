@@ -54,7 +54,7 @@ struct MergeFacts {
   std::vector<double> usage = {};     ///< [n] tokens routed to the expert, per counted token
   std::vector<double> mass = {};      ///< [n] the router's probability before selection, per counted token
   std::vector<double> saliency = {};  ///< [n] REAP's score
-  std::vector<double> gram = {};      ///< [n, n] products of raw router logits, per counted token; empty unless the method needs it
+  std::vector<double> gram = {};      ///< [n, n] products of raw router logits, per counted token; empty unless needed
   std::vector<double> outputs = {};   ///< [n, hidden] mean outputs; likewise
   std::size_t hidden = 0;
 

@@ -45,8 +45,8 @@ void list_merging(const Session& session) {
                     {"align", alignment_name(method->align)},
                     {"weights", method->weights},
                     {"source", method->source}});
-    text += fmt::format("{:<10} {:<12} {:<10} {:<25} {}\n", method->name, needs, alignment_name(method->align), method->weights,
-                        method->source);
+    text += fmt::format("{:<10} {:<12} {:<10} {:<25} {}\n", method->name, needs, alignment_name(method->align),
+                        method->weights, method->source);
   }
   session.print({{"merging", list}}, text);
 }
@@ -149,9 +149,11 @@ void list_families(const Session& session) {
 }  // namespace
 
 void add_list(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "list", "List scoring methods, merging methods or model families", "moetrim list methods");
+  CLI::App* command = add_command(app, session, "list", "List scoring methods, merging methods or model families",
+                                  "moetrim list methods");
   auto what = std::make_shared<std::string>();
-  command->add_option("what", *what, "methods, merging or families")->required()->check(CLI::IsMember({"methods", "merging", "families"}));
+  command->add_option("what", *what, "methods, merging or families")
+      ->required()->check(CLI::IsMember({"methods", "merging", "families"}));
   command->callback([&session, what] {
     session.run = [&session, what] {
       *what == "methods" ? list_methods(session) : *what == "merging" ? list_merging(session) : list_families(session);

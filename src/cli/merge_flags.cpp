@@ -33,19 +33,21 @@ void MergeFlags::add(CLI::App& command) {
   std::string names;
   for (const MergingMethod* known : merging_methods()) names += (names.empty() ? "" : ", ") + std::string(known->name);
   command.add_option("--merge", method, "Merge experts, all or those that --keep keeps, by this method: " + names);
-  command.add_option("--merge-to", to, "Experts of every layer after merging: a number, or a ratio or share of all before it");
+  command.add_option("--merge-to", to,
+                     "Experts of every layer after merging: a number, or a ratio or share of all before it");
   command.add_option("--merge-counts", counts,
                      "uniform: as many in every layer; adaptive: by usage over all layers, m-smoe only; default: uniform");
   command.add_option("--merge-features", features,
-                     "What hc-smoe compares: outputs (mean outputs, needs calibrate --statistics all-experts) or logits; default: "
-                     "outputs");
+                     "What hc-smoe compares: outputs (mean outputs, needs calibrate --statistics all-experts) or logits; "
+                     "default: outputs");
   command.add_option("--linkage", linkage, "Of hc-smoe: average, complete, single or ward; default: average");
   command.add_option("--group-size", group_size, "Of ream: most experts of a group; default: 16");
   command.add_option("--router", router,
-                     "Router rows of merged experts: centroid (one each, plain, inexact), map (all, exact, own loader), duplicate "
-                     "(all, exact, nothing saved); default: centroid");
+                     "Router rows of merged experts: centroid (one each, plain, inexact), map (all, exact, own loader), "
+                     "duplicate (all, exact, nothing saved); default: centroid");
   command.add_option("--merge-align", align,
-                     "How the neurons of merged experts are matched: weights, activations or none; default: " + default_alignments());
+                     "How the neurons of merged experts are matched: weights, activations or none; default: " +
+                         default_alignments());
 }
 
 void MergeFlags::check_unused() const {

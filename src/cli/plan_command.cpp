@@ -95,18 +95,18 @@ void PlanFlags::check_merging() const {
   if (over_atoms()) check_slim(merging);
   if (!score.method.empty()) {
     if (over_atoms() || !keep.empty()) return;
-    throw UsageError(fmt::format("--method {} with --merge chooses the experts that --keep keeps before they are merged; add "
-                                 "--keep, or leave it out", score.method));
+    throw UsageError(fmt::format("--method {} with --merge chooses the experts that --keep keeps before they are merged; "
+                                 "add --keep, or leave it out", score.method));
   }
   for (const auto& [option, value] : {std::pair("--keep", &keep), std::pair("--expert-method", &expert_method),
                                       std::pair("--keep-atoms", &keep_atoms), std::pair("--budget-bytes", &budget_bytes),
                                       std::pair("--budget-flops", &budget_flops), std::pair("--scope", &scope),
                                       std::pair("--align", &align), std::pair("--atom-blocks", &atom_blocks),
                                       std::pair("--library-version", &score.library)}) {
-    if (!value->empty()) {
-      throw UsageError(fmt::format("{} with --merge: say with --method what chooses experts or atomic experts, or leave it out{}",
-                                   option, std::string_view(option) == "--keep" ? "; how many are merged into is --merge-to" : ""));
-    }
+    if (value->empty()) continue;
+    const bool is_keep = std::string_view(option) == "--keep";
+    throw UsageError(fmt::format("{} with --merge: say with --method what chooses experts or atomic experts, or leave it out{}",
+                                 option, is_keep ? "; --merge-to says how many they become" : ""));
   }
   if (score.variant != "executed" && merge.method != "ream" && protect.empty()) {
     throw UsageError(fmt::format("--variant {}: {} has no such variant; leave it out", score.variant, merge.method));
@@ -145,10 +145,12 @@ Plan PlanFlags::merge_base(const Statistics& statistics) const {
   const ScoreOptions options = score.options();
   PlanRequest experts = request();
   experts = {.keep = experts.keep, .protect = protect, .regroup = regroup, .correct_drift = correct_drift};
-  const std::string_view name = keep.empty() ? "reap" : over_atoms() ? choosing_method()->name : std::string_view(score.method);
+  const std::string_view name = keep.empty()   ? "reap"
+                                : over_atoms() ? choosing_method()->name
+                                               : std::string_view(score.method);
   if (keep.empty()) experts.keep.experts = statistics.manifest.experts;  // and no score decides
-  const Scores scores = moetrim::score(statistics, find_scoring_method(name), {.variant = options.variant, .seed = options.seed},
-                                       score.weights());
+  const Scores scores = moetrim::score(statistics, find_scoring_method(name),
+                                       {.variant = options.variant, .seed = options.seed}, score.weights());
   return make_plan(statistics, scores, experts, options.variant);
 }
 
@@ -158,7 +160,8 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   if (!merge.empty()) {
     Plan plan = merge_plan(merge_base(statistics), statistics, vectors, merge.request(score));
     if (over_atoms()) {
-      slim_plan(plan, statistics, moetrim::score(statistics, find_scoring_method(score.method), options, score.weights()), request());
+      const Scores atoms = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
+      slim_plan(plan, statistics, atoms, request());
     }
     return plan;
   }
@@ -276,11 +279,11 @@ std::string describe_merging(const Plan& plan) {
   const PlanLayer& first = plan.layers.front();
   std::ptrdiff_t before = experts.front();
   for (const MergeGroup& group : first.merge) before += std::ssize(group.members) - 1;
-  const std::string by = before < plan.experts ? " that " + (plan.width == 0 ? plan.method : plan.source.value("expert_method", "")) +
-                                                     " keeps of " + std::to_string(plan.experts) : "";
+  const std::string method = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
+  const std::string by = before < plan.experts ? fmt::format(" that {} keeps of {}", method, plan.experts) : "";
   return fmt::format("merges the {} experts{} in each of {} layers into {} by {}: {} groups of {}; router {}, alignment {}\n",
-                     before, by, plan.layers.size(), range(experts), plan.source["merge"].value("method", ""), sizes.size(),
-                     range(sizes), merged_router_name(plan.router), alignment_name(plan.align));
+                     before, by, plan.layers.size(), range(experts), plan.source.at("merge").value("method", ""),
+                     sizes.size(), range(sizes), merged_router_name(plan.router), alignment_name(plan.align));
 }
 
 std::string describe_plan(const Plan& plan) {
@@ -297,7 +300,8 @@ std::string describe_plan(const Plan& plan) {
 }  // namespace
 
 void add_plan(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "plan", "Decide which experts stay or are merged, and which atomic experts stay",
+  CLI::App* command = add_command(app, session, "plan",
+                                  "Decide which experts stay or are merged, and which atomic experts stay",
                                   "moetrim plan arithmetic.stats --method easy-ep --keep 0.5 -o plan.json");
   struct Flags : PlanFlags {
     std::string statistics, output;

@@ -111,7 +111,8 @@ class Run {
   }
 
   void rewrite_step() {
-    const ExportRequest request = prepare_export(model_, plan_, kVersion, {.mtp = parse_mtp(recipe_.mtp), .sources = {.statistics = statistics_folder()}});
+    const PrepareOptions prepare{.mtp = parse_mtp(recipe_.mtp), .sources = {.statistics = statistics_folder()}};
+    const ExportRequest request = prepare_export(model_, plan_, kVersion, prepare);
     for (const auto& tensor : request.tensors) pruned_bytes_ += tensor.spec.bytes();
     for (const auto& warning : request.warnings) session_.note("note: " + warning);
     const fs::path record = pruned_folder() / "moetrim.json";
@@ -180,7 +181,9 @@ class Run {
     std::vector<LossSums> sums;
     for (const EvaluateTask& task :
          moetrim::evaluate(model, tests_, recipe_.evaluate.task.count_value(), options, {}, &model_)) {
-      sums.push_back({.tokens = task.model.tokens, .loss = task.model.loss, .kl = task.against->kl, .agree = task.against->agree});
+      sums.push_back(task.model);
+      sums.back().kl = task.against->kl;
+      sums.back().agree = task.against->agree;
     }
     return sums;
   }

@@ -26,7 +26,9 @@ bool aligns_by_activations(const MergeRequest& request) {
 
 void check_merge(const MergeRequest& request) {
   const MergingMethod& method = find_merging_method(request.method);
-  if (request.to.empty()) throw UsageError(fmt::format("{}: nothing says how many experts stay; add --merge-to", method.name));
+  if (request.to.empty()) {
+    throw UsageError(fmt::format("{}: nothing says how many experts stay; add --merge-to", method.name));
+  }
   if (request.features && !method.chooses_features) unknown_to(method, "merge-features", "hc-smoe");
   if (request.linkage && !method.has_linkage) unknown_to(method, "linkage", "hc-smoe");
   if (request.group_size && !method.has_group_size) unknown_to(method, "group-size", "ream");
@@ -36,8 +38,8 @@ void check_merge(const MergeRequest& request) {
   if (request.counts != MergeCounts::adaptive) return;
   if (!method.adaptive) unknown_to(method, "merge-counts adaptive", "m-smoe");
   if (request.router == MergedRouter::centroid) {
-    throw UsageError("merge-counts adaptive: layers get different numbers of experts, and a checkpoint with one router row for "
-                     "each has one number for all layers; use --router map or duplicate");
+    throw UsageError("merge-counts adaptive: layers get different numbers of experts, and a checkpoint with one router row "
+                     "for each has one number for all layers; use --router map or duplicate");
   }
 }
 
@@ -49,8 +51,8 @@ void check_merge(const MergeRequest& request, const RouterLimits& limits, bool r
     throw InvalidInput(fmt::format("merge-to: {}", error.what()));
   }
   if (request.counts == MergeCounts::adaptive && legal_counts(limits, regroup).step > 1) {
-    throw InvalidInput(fmt::format("merge-counts adaptive: the router has {} groups of experts, which must stay equal; leave it "
-                                   "out", limits.groups.count));
+    throw InvalidInput(fmt::format("merge-counts adaptive: the router has {} groups of experts, which must stay equal; leave "
+                                   "it out", limits.groups.count));
   }
 }
 

@@ -33,7 +33,8 @@ std::vector<int> descending(std::span<const double> values) {
   return order;
 }
 
-std::vector<MergeGroup> groups_into(std::span<const int> labels, std::span<const int> into, std::span<const double> weights) {
+std::vector<MergeGroup> groups_into(std::span<const int> labels, std::span<const int> into,
+                                    std::span<const double> weights) {
   std::vector<MergeGroup> groups(into.size());
   for (std::size_t i = 0; i < labels.size(); ++i) {
     MergeGroup& group = groups[static_cast<std::size_t>(labels[i])];

@@ -2,6 +2,7 @@
 #include "plan/merging/k_means.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "plan/merging/groups.h"
 
@@ -19,7 +20,8 @@ class KMeans {
   void start(std::size_t first) {
     std::vector<double> nearest(n_);
     for (std::size_t c = 0; c < count_; ++c) {
-      const std::size_t next = c == 0 ? first : static_cast<std::size_t>(std::max_element(nearest.begin(), nearest.end()) - nearest.begin());
+      const auto farthest = std::max_element(nearest.begin(), nearest.end()) - nearest.begin();
+      const std::size_t next = c == 0 ? first : static_cast<std::size_t>(farthest);
       std::copy_n(point(next), count_, centre(c));
       for (std::size_t i = 0; i < n_; ++i) {
         const double distance = squared_distance(i, c);

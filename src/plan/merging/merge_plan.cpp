@@ -1,5 +1,5 @@
-// A plan over experts to one that merges: in every layer, and in every group of its router, what may be merged becomes as many
-// experts as are left for it.
+// A plan over experts to one that merges: in every layer, and in every group of its router, what may be merged becomes as
+// many experts as are left for it.
 #include <algorithm>
 #include <numeric>
 
@@ -35,10 +35,11 @@ class Merging {
     if (aligns_by_activations(request)) check_samples();
     to_ = legal_keep(router_limits(statistics.manifest), request.to, base.regroup);
     if (to_ >= base.keep) {
-      throw InvalidInput(fmt::format("merge-to {}: every layer keeps {} experts, so nothing would be merged; give fewer", to_,
-                                     base.keep));
+      throw InvalidInput(fmt::format("merge-to {}: every layer keeps {} experts, so nothing would be merged; give fewer",
+                                     to_, base.keep));
     }
-    saliency_ = score(statistics, find_scoring_method("reap"), {.variant = request.variant, .seed = 0}, request.task_weights);
+    saliency_ =
+        score(statistics, find_scoring_method("reap"), {.variant = request.variant, .seed = 0}, request.task_weights);
     weights_ = task_weights(statistics.manifest, saliency_);
   }
 
@@ -129,8 +130,8 @@ class Merging {
 
   [[noreturn]] void refuse_protection(int layer, const Candidates& group) const {
     const std::string where = counts_.step == 1 ? "" : fmt::format(", group {}", group.group);
-    throw InvalidInput(fmt::format("merge-to {}: layer {}{} has {} protected experts and {} others, which need one to merge into; "
-                                   "the smallest that works is {}",
+    throw InvalidInput(fmt::format("merge-to {}: layer {}{} has {} protected experts and {} others, which need one to merge "
+                                   "into; the smallest that works is {}",
                                    to_, layer, where, group.fixed, group.ids.size(), (group.fixed + 1) * counts_.step));
   }
 

@@ -1,4 +1,6 @@
 // Atomic experts of a plan that merges.
+#include <utility>
+
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
@@ -23,11 +25,12 @@ std::vector<double> merged_tokens(const PlanLayer& layer, std::vector<double> ro
 
 void check_slim(const MergeRequest& merge) {
   if (merge.router == MergedRouter::duplicate) {
-    throw UsageError("router duplicate: copies of merged experts are there to compare with, and are not slimmed; use --router "
-                     "centroid or map, or leave out what chooses atomic experts");
+    throw UsageError("router duplicate: copies of merged experts are there to compare with, and are not slimmed; use "
+                     "--router centroid or map, or leave out what chooses atomic experts");
   }
   if (merge.counts == MergeCounts::adaptive) {
-    throw UsageError("merge-counts adaptive: atomic experts are chosen among equally many experts in every layer; leave one out");
+    throw UsageError("merge-counts adaptive: atomic experts are chosen among equally many experts in every layer; leave one "
+                     "out");
   }
 }
 

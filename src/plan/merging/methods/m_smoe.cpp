@@ -17,7 +17,8 @@ std::vector<MergeGroup> by_dominant_experts(const MergeFacts& facts, int count, 
   const std::span dominant = std::span(order).first(static_cast<std::size_t>(count));
   const auto nearest = [&](int expert) {
     const auto* row = similarity.data() + static_cast<std::size_t>(expert) * n;
-    return std::max_element(dominant.begin(), dominant.end(), [&](int a, int b) { return row[a] < row[b]; }) - dominant.begin();
+    const auto best = std::max_element(dominant.begin(), dominant.end(), [&](int a, int b) { return row[a] < row[b]; });
+    return best - dominant.begin();
   };
   std::vector<int> labels(n);
   for (std::size_t rank = 0; rank < n; ++rank) {

@@ -41,7 +41,9 @@ std::vector<MergeGroup> around_centroids(const MergeFacts& facts, int count, con
     std::stable_sort(left.begin(), left.end(), [&](int a, int b) { return row[a] < row[b]; });
     const auto taken = left.begin() + std::min<std::ptrdiff_t>(options.group_size - 1, std::ssize(left));
     labels[static_cast<std::size_t>(centroids[g])] = static_cast<int>(g);
-    for (auto expert = left.begin(); expert != taken; ++expert) labels[static_cast<std::size_t>(*expert)] = static_cast<int>(g);
+    for (auto expert = left.begin(); expert != taken; ++expert) {
+      labels[static_cast<std::size_t>(*expert)] = static_cast<int>(g);
+    }
     left.erase(left.begin(), taken);
     std::sort(left.begin(), left.end());
   }

@@ -1,10 +1,9 @@
 // UNCURL: spectral clustering on router logits.
 // Source: arXiv:2409.01483; the clustering is that of Ng, Jordan and Weiss (2001) with the affinity (1 + cosine) / 2: the
-// eigenvectors of the normalised Laplacian's smallest eigenvalues, every expert's row of them made unit length, k-means on those.
+// eigenvectors of the normalised Laplacian's smallest eigenvalues, every expert's row of them made unit length, k-means.
 #include <cmath>
 
 #include <Eigen/Eigenvalues>
-#include <fmt/format.h>
 
 #include "moetrim/error.h"
 #include "plan/merging/groups.h"
@@ -26,7 +25,9 @@ Matrix normalised_laplacian(const Matrix& affinity) {
 /// Every expert's place: [n, count], rows of unit length.
 std::vector<double> spectral_rows(std::vector<double> affinity, Eigen::Index n, Eigen::Index count) {
   const Eigen::SelfAdjointEigenSolver<Matrix> solver(normalised_laplacian(Eigen::Map<Matrix>(affinity.data(), n, n)));
-  if (solver.info() != Eigen::Success) throw InvalidInput("uncurl: the eigenvectors of the router logits' affinity do not converge");
+  if (solver.info() != Eigen::Success) {
+    throw InvalidInput("uncurl: the eigenvectors of the router logits' affinity do not converge; group by another method");
+  }
   std::vector<double> rows(static_cast<std::size_t>(n * count));
   Eigen::Map<Matrix> out(rows.data(), n, count);
   out = solver.eigenvectors().leftCols(count);
