@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 import models
 import reference
-from program import moetrim, moetrim_json, write_task
+from program import ROOT, moetrim, moetrim_json, write_task
 
 IDS = models.sequences(21, [23, 31, 12, 40, 9, 17, 28, 33, 14, 26])
 TAGGED = [{"input_ids": ids, "tag": "ab"[i % 2]} for i, ids in enumerate(IDS)]
@@ -48,6 +48,24 @@ def test_contrast_of_tags_equals_hooks(tmp_path):
     expected = sorted((-(rates[0][layer][e] - rates[1][layer][e]), layer, e) for layer in rates[0] for e in range(7))
     assert [(entry["layer"], entry["expert"]) for entry in ranked] == [(layer, e) for _, layer, e in expected]
     np.testing.assert_allclose([entry["score"] for entry in ranked], [-score for score, _, _ in expected], atol=1e-12)
+
+
+def test_contrast_of_a_marker_equals_the_definition(tmp_path):
+    """nPMI of the second of two markers in one of two tasks, from the counts in the files."""
+    moetrim("calibrate", ROOT / "demo/model", "--task", ROOT / "calibration/sorting.jsonl",
+            "--task", ROOT / "calibration/arithmetic.jsonl", "--samples", 6, "--statistics", "vectors", "--marker", ",", "--marker", "=", "-o", tmp_path / "s.stats")
+    ranked = moetrim_json("contrast", tmp_path / "s.stats", "--marker", "=", "--task", "arithmetic")["ranked"]
+    expected = {}
+    for layer in range(6):
+        counts = load_file(tmp_path / f"s.stats/layer-{layer:05}.safetensors")
+        vectors = load_file(tmp_path / f"s.stats/vectors-{layer:05}.safetensors")
+        tokens, routed = counts["token_count"][1].sum(), counts["routed_count"][1].sum(0)
+        for expert in np.flatnonzero(routed):
+            both, marked = vectors["marker_count"][1, 1, expert], vectors["marker_tokens"][1, 1]
+            pmi = np.log2((both / marked) / (routed[expert] / tokens)) if both else None
+            expected[layer, expert] = -1 if pmi is None else pmi / -np.log2(both / tokens)
+    assert {(entry["layer"], entry["expert"]): entry["score"] for entry in ranked} == pytest.approx(expected)
+    assert ranked[0]["score"] > 0.3 and ranked[-1]["score"] == -1
 
 
 @pytest.mark.parametrize("family, devices", [("qwen3_moe", 7), ("deepseek_v3", 3), ("deepseek_v3", 15), ("gpt_oss", 4)])
