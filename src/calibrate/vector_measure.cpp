@@ -26,8 +26,8 @@ std::uint64_t hashed(std::uint64_t seed, std::string_view text) {
 
 /// Says which tokens are sampled, whatever shares and groups they come in. A whole number below 2^53.
 double sample_key(std::uint64_t of_task, std::int64_t demonstration, std::int64_t position) {
-  const std::uint64_t key = mixed(mixed(of_task + static_cast<std::uint64_t>(demonstration)) + static_cast<std::uint64_t>(position));
-  return static_cast<double>(key >> 11);
+  const std::uint64_t of_demonstration = mixed(of_task + static_cast<std::uint64_t>(demonstration));
+  return static_cast<double>(mixed(of_demonstration + static_cast<std::uint64_t>(position)) >> 11);
 }
 
 }  // namespace
@@ -53,13 +53,14 @@ void VectorMeasure::choose_common_tokens(const std::vector<Task>& tasks) {
   for (const Task& task : tasks) of_task.push_back(hashed(hashed(0, task.name), task.digest));
   std::vector<double> keys;
   for (const MeasuredSequence& sequence : sequences_) {
+    const auto task = static_cast<std::size_t>(sequence.task);
     std::int64_t end = sequence.count_end;
     if (facts_.all_experts_tokens > 0) end = std::min(end, sequence.count_begin + facts_.all_experts_tokens);
     for (std::int64_t t = sequence.count_begin; t < end; ++t) {
       common_tokens_.push_back(static_cast<std::int32_t>(t));
-      keys.push_back(sample_key(of_task[static_cast<std::size_t>(sequence.task)], sequence.demonstration, t - sequence.begin));
+      keys.push_back(sample_key(of_task[task], sequence.demonstration, t - sequence.begin));
+      vectors_.all_tokens[task] += 1;
     }
-    vectors_.all_tokens[static_cast<std::size_t>(sequence.task)] += static_cast<double>(std::max<std::int64_t>(0, end - sequence.count_begin));
   }
   choose_samples(keys);
 }
@@ -76,7 +77,8 @@ void VectorMeasure::choose_samples(const std::vector<double>& keys) {
     samples_.sample_key.push_back(keys[order[row]]);
     sample_rows_[order[row]] = static_cast<std::int32_t>(row);
   }
-  samples_.sample_activations.resize(count * static_cast<std::size_t>(samples_.experts) * static_cast<std::size_t>(samples_.width));
+  const auto values = static_cast<std::size_t>(samples_.experts) * static_cast<std::size_t>(samples_.width);
+  samples_.sample_activations.resize(count * values);
 }
 
 void VectorMeasure::bind(bool first) {
@@ -147,8 +149,8 @@ std::uint64_t vector_file_bytes(const Model& model, std::size_t tasks, const Sta
 
 std::uint64_t vector_memory(const Model& model, std::size_t tasks, const StatisticsManifest::Vectors& facts) {
   // The samples so far, those of the group, and what is chosen of both.
-  const auto samples = static_cast<std::uint64_t>(model.experts * model.expert_width) * static_cast<std::uint64_t>(facts.activation_samples);
-  return vector_file_bytes(model, tasks, facts) + 2 * 4 * samples;
+  const auto values = static_cast<std::uint64_t>(model.experts * model.expert_width * facts.activation_samples);
+  return vector_file_bytes(model, tasks, facts) + 2 * sizeof(float) * values;
 }
 
 }  // namespace moetrim

@@ -98,7 +98,9 @@ std::optional<StatisticsManifest::Vectors> CalibrateFlags::vectors(const std::fi
   const Tokenizer tokenizer = Tokenizer::open(checkpoint);
   for (const std::string& text : markers) {
     const auto same = [&](const auto& marker) { return marker.text == text; };
-    if (std::any_of(out.markers.begin(), out.markers.end(), same)) throw UsageError("--marker " + in_quotes(text) + " is given twice");
+    if (std::any_of(out.markers.begin(), out.markers.end(), same)) {
+      throw UsageError("--marker " + in_quotes(text) + " is given twice");
+    }
     out.markers.push_back(read_marker(text, tokenizer));
   }
   return out;

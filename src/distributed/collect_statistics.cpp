@@ -79,7 +79,10 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
         output, merge_of(parts),
         {.layer = [&](std::size_t rank, int layer) { return read_layer_statistics(receiver.file(rank, layer_file_name(layer))); },
          .atoms = [&](std::size_t rank, int layer) { return read_atom_statistics(receiver.file(rank, atom_file_name(layer))); },
-         .vectors = [&](std::size_t rank, int layer) { return read_vectors_file(receiver.file(rank, vector_file_name(layer)), parts[rank]); }});
+         .vectors =
+             [&](std::size_t rank, int layer) {
+               return read_vectors_file(receiver.file(rank, vector_file_name(layer)), parts[rank]);
+             }});
   } else {
     // In the order in which rank 0 asks.
     for (const int layer : own.moe_layers) {

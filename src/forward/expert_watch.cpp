@@ -117,8 +117,8 @@ void multiply_in_fp64(const at::Tensor& weight, const double* x, double* out) {
 
 double* ExpertWatch::row_of(std::span<double> values, std::int32_t task, int expert) const {
   const std::size_t pairs = static_cast<std::size_t>(sums_.tasks) * static_cast<std::size_t>(routed_.experts);
-  const auto pair = static_cast<std::size_t>(task) * static_cast<std::size_t>(routed_.experts) + static_cast<std::size_t>(expert);
-  return values.data() + pair * (values.size() / pairs);
+  const std::int64_t pair = static_cast<std::int64_t>(task) * routed_.experts + expert;
+  return values.data() + static_cast<std::size_t>(pair) * (values.size() / pairs);
 }
 
 WatchedTile ExpertWatch::watch_weights(const TileTask& task) const {
@@ -127,8 +127,8 @@ WatchedTile ExpertWatch::watch_weights(const TileTask& task) const {
   return tile;
 }
 
-WatchedTile ExpertWatch::watch_routed(const TileTask& task, const at::Tensor& input, const at::Tensor& activated, at::Tensor& output,
-                                      int worker) {
+WatchedTile ExpertWatch::watch_routed(const TileTask& task, const at::Tensor& input, const at::Tensor& activated,
+                                      at::Tensor& output, int worker) {
   kernels::round_product(context_.numerics, output);
   WatchedTile tile = watch_weights(task);
   tile.input = on_host(input);
@@ -138,7 +138,8 @@ WatchedTile ExpertWatch::watch_routed(const TileTask& task, const at::Tensor& in
   return tile;
 }
 
-std::vector<double> ExpertWatch::quantised_errors(const TileTask& task, const at::Tensor& input, const at::Tensor& output, int worker) {
+std::vector<double> ExpertWatch::quantised_errors(const TileTask& task, const at::Tensor& input, const at::Tensor& output,
+                                                  int worker) {
   TileScratch& own = scratch_[static_cast<std::size_t>(worker)];
   const ExpertWeights& expert = task.weights->weights();
   const std::int64_t count = output.size(0);
@@ -161,9 +162,9 @@ WatchedTile ExpertWatch::run_common(const TileTask& task, const at::Tensor& x, i
   const std::int64_t count = task.end - task.begin;
   at::Tensor tokens = at::empty({count}, at::kInt);
   std::copy_n(sums_.common_tokens.data() + task.begin, count, tokens.mutable_data_ptr<std::int32_t>());
-  at::Tensor input =
-      grow(own.gathered, std::max(count, kExpertTileRows), x.size(1), context_.numerics.tile(), context_.device).narrow(0, 0, count);
-  kernels::gather_rows(context_.numerics, x, tokens.to(context_.device), input);
+  const Numerics& numerics = context_.numerics;
+  at::Tensor input = grow(own.gathered, kExpertTileRows, x.size(1), numerics.tile(), context_.device).narrow(0, 0, count);
+  kernels::gather_rows(numerics, x, tokens.to(context_.device), input);
   WatchedTile tile = watch_weights(task);
   tile.activated = on_host(activate(context_, input, expert.gate_up, expert.gate_up_bias, own));
   return tile;
@@ -193,7 +194,8 @@ void ExpertWatch::add_error(int expert, std::int32_t token, std::size_t pair, co
   const std::int32_t demonstration = sums_.demonstration[static_cast<std::size_t>(token)];
   if (open_.expert != expert || open_.demonstration != demonstration) {
     end_demonstration();
-    open_ = {.expert = expert, .demonstration = demonstration, .task = sums_.task[static_cast<std::size_t>(token)], .squares = {}};
+    const std::int32_t of_task = sums_.task[static_cast<std::size_t>(token)];
+    open_ = {.expert = expert, .demonstration = demonstration, .task = of_task, .squares = {}};
   }
   const double gate = routed_.gates[pair];
   for (std::size_t run = 0; run < open_.squares.size(); ++run) open_.squares[run] += gate * gate * squares[run];

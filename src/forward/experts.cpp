@@ -106,7 +106,8 @@ void run_experts(const TileContext& context, const FetchExpert& fetch, const at:
     try {
       while (const auto task = queue.take()) {
         const bool routed_rows = !task->common && task->begin < task->end;
-        const bool passed = routed_rows ? run_routed_tile(run, *task, turn, worker, own) : run_watched_tile(run, *task, turn, worker);
+        const bool passed = routed_rows ? run_routed_tile(run, *task, turn, worker, own)
+                                        : run_watched_tile(run, *task, turn, worker);
         if (!passed) return;
       }
     } catch (...) {

@@ -139,7 +139,7 @@ StatisticsManifest::Vectors::Marker marker_from_json(JsonFields fields) {
     if (!item.is_array() || item.empty()) fields.fail(where, "expected an array of token ids");
     for (const auto& id : item) {
       const bool fits = id.is_number_integer() && id >= 0 && id <= std::numeric_limits<std::int32_t>::max();
-      if (!fits) fields.fail(where, "expected token ids, got " + id.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+      if (!fits) fields.fail(where, "expected whole numbers from 0");
       spelling.push_back(id.get<std::int32_t>());
     }
   }
@@ -158,7 +158,8 @@ StatisticsManifest::Vectors vectors_from_json(JsonFields fields, const std::file
   }
   if (fields.has("markers")) {
     for (const auto& item : fields.array("markers")) {
-      vectors.markers.push_back(marker_from_json(JsonFields(item, file, fmt::format("vectors.markers[{}]", vectors.markers.size()))));
+      const std::string where = fmt::format("vectors.markers[{}]", vectors.markers.size());
+      vectors.markers.push_back(marker_from_json(JsonFields(item, file, where)));
     }
   }
   if (fields.has("all_experts")) {
@@ -247,7 +248,9 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   read_sizes(fields, file, manifest);
   manifest.tasks = tasks_from_json(fields, file, manifest.expert_width > 0);
   if (fields.has("part")) manifest.part = part_from_json(JsonFields(fields.object("part"), file, "part"), file, manifest);
-  if (fields.has("vectors")) manifest.vectors = vectors_from_json(JsonFields(fields.object("vectors"), file, "vectors"), file, manifest.sizes);
+  if (fields.has("vectors")) {
+    manifest.vectors = vectors_from_json(JsonFields(fields.object("vectors"), file, "vectors"), file, manifest.sizes);
+  }
   manifest.settings = fields.object("settings");
   fields.finish();
   return manifest;

@@ -101,7 +101,9 @@ void write_fields(const std::filesystem::path& file, std::string_view format, in
   std::vector<TensorSpec> specs;
   for (const auto& field : fields) specs.push_back(field.spec);
   SafetensorsWriter writer(file, specs, {{kFormatKey, std::string(format)}, {kLayerKey, std::to_string(layer)}});
-  for (const auto& field : fields) writer.write(field.spec.dtype == Dtype::f32 ? std::as_bytes(field.floats) : std::as_bytes(field.values));
+  for (const auto& field : fields) {
+    writer.write(field.spec.dtype == Dtype::f32 ? std::as_bytes(field.floats) : std::as_bytes(field.values));
+  }
   writer.finish();
 }
 
