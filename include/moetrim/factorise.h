@@ -1,10 +1,10 @@
 // Factorisation analysis: how much of the experts' matrices factors of low rank would leave out. Nothing is written; the
 // shares say whether factors are worth training, or shared between experts.
 //
-// Joint (MoLE, arXiv 2503.23100): one factor of rank r on the side of the hidden states serves all experts of a layer,
-// W_e = B_e A for gate and up, W_e = A B_e for down. The best A is spanned by eigenvectors of the [H, H] Gram matrix of all
-// experts, so that what it leaves is the sum of the smaller eigenvalues. Of each alone (MC-SMoE, arXiv 2310.01334): the tail of
-// its own squared singular values, what the structured sparse part would have to hold.
+// Joint (MoLE, arXiv 2503.23100): one factor of rank r on the side of the hidden states serves all experts of a layer, W_e =
+// B_e A for gate and up, W_e = A B_e for down. The best A is spanned by eigenvectors of the [H, H] Gram matrix of all
+// experts, so that what it leaves is the sum of the smaller eigenvalues. Of each alone (MC-SMoE, arXiv 2310.01334): the tail
+// of its own squared singular values, what the structured sparse part would have to hold.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,8 @@ struct LayerResiduals {
   ProjectionResiduals gate, up, down;
 };
 
-/// Reads the layer's experts, one matrix at a time, quantised ones as their values; sums are fp64. Memory: some [H, H] matrices.
+/// Reads the layer's experts, one matrix at a time, quantised ones as their values; sums are fp64. Memory: some [H, H]
+/// matrices.
 /// @throws InvalidInput when values cannot be computed or are not finite; UsageError when the layer has no experts.
 LayerResiduals factorise_layer(const Model& model, int layer);
 

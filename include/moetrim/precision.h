@@ -3,8 +3,9 @@
 // Source: PMQ of MC-MoE (arXiv 2410.06270) and MC# (arXiv 2510.10962). Of one layer, expert j at b bits costs
 //   (phi_j / sum phi)^a (w_j / sum w)^b' eps_{j,b}^c,
 // phi: routed tokens; w: sum of gate weights; eps: error of the expert's output, see ExpertVectors::quantisation_error. The
-// sum over the experts is made least under a budget of bits, exactly, by dynamic programming. PMQ's w is the router's softmax
-// over all experts, not renormalised; ours is the gate weight that was executed, which differs where gates are renormalised.
+// sum over the experts is made least under a budget of bits, exactly, by dynamic programming. PMQ's w is the router's
+// softmax over all experts, not renormalised; ours is the gate weight that was executed, which differs where gates are
+// renormalised.
 #pragma once
 
 #include <array>
@@ -39,7 +40,7 @@ PrecisionUnit precision_unit_from_name(std::string_view name);
 
 struct PrecisionRequest {
   double bits = 2.5;                     ///< average per weight of the experts, an upper bound
-  std::vector<int> levels = {1, 2, 3};   ///< widths to choose from, ascending, at least two, each from 1 to kQuantisationBits
+  std::vector<int> levels = {1, 2, 3};   ///< widths to choose from, ascending, two or more, each from 1 to kQuantisationBits
   PrecisionScope scope = PrecisionScope::layer;
   PrecisionUnit unit = PrecisionUnit::expert;
   std::array<double, 3> exponents = {1, 1.5, 1};  ///< of phi, w and eps

@@ -1,8 +1,10 @@
 // Smoothing: scales move from the inputs of an MoE block to the weights that read them, so that both are easier to quantise.
-// The function stays the same: what the norm before the block is divided by, router, gate and up projections are multiplied by.
+// The function stays the same: what the norm before the block is divided by, router, gate and up projections are multiplied
+// by.
 //
-// Source: EAQuant (arXiv 2506.13329). One factor per hidden channel c and layer, for all experts and the router at once, since
-// all read the same norm:  s_c = (max over experts and router of the largest |input|)^alpha / (largest |weight|)^(1 - alpha).
+// Source: EAQuant (arXiv 2506.13329). One factor per hidden channel c and layer, for all experts and the router at once,
+// since all read the same norm:  s_c = (max over experts and router of the largest |input|)^alpha / (largest |weight|)^(1 -
+// alpha).
 #pragma once
 
 #include <filesystem>

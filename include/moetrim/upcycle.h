@@ -1,9 +1,10 @@
-// Expert upcycling: a plan with more experts than the checkpoint has, by repeating them; for training that goes on from there.
+// Expert upcycling: a plan with more experts than the checkpoint has, by repeating them; for training that goes on from
+// there.
 //
-// Source: Expert Upcycling (arXiv 2604.19835). Copies of an expert have the same router row and so the same logit. With as many
-// experts per token as before they compete: a token takes two copies of its best expert where it took its two best. Only when
-// every expert has m copies and a token takes m times as many is the function the same, where copies share the gate weight that
-// one had: softmax gates, and sigmoid gates that are divided by their sum.
+// Source: Expert Upcycling (arXiv 2604.19835). Copies of an expert have the same router row and so the same logit. With as
+// many experts per token as before they compete: a token takes two copies of its best expert where it took its two best.
+// Only when every expert has m copies and a token takes m times as many is the function the same, where copies share the
+// gate weight that one had: softmax gates, and sigmoid gates that are divided by their sum.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,9 @@ struct UpcycleRequest {
 };
 
 /// Before anything is read but the manifest.
-/// @throws UsageError for options that do not go together; InvalidInput for a number of experts that is not larger or that the
-///         router's groups do not divide, and for UpcycleTopK::scale on a router whose copies would not share a gate weight.
+/// @throws UsageError for options that do not go together; InvalidInput for a number of experts that is not larger or that
+///         the router's groups do not divide, and for UpcycleTopK::scale on a router whose copies would not share a gate
+///         weight.
 void check_upcycle(const StatisticsManifest& manifest, const UpcycleRequest& request);
 
 /// Every expert stays in its place and is followed by its copies. Of the slots that are left once every expert has one, each

@@ -78,11 +78,12 @@ void run_factorise(const Session& session, const Flags& flags) {
 }  // namespace
 
 void add_factorise(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "factorise", "Say how much of the experts' matrices low-rank factors would leave out",
+  CLI::App* command = add_command(app, session, "factorise", "Say what low-rank factors would leave of experts' matrices",
                                   "moetrim factorise demo/model --layers 0,3");
   auto flags = std::make_shared<Flags>();
   command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder")->required();
-  command->add_option("--layers", flags->layers, "Absolute ids of MoE layers, separated by commas; default: all")->delimiter(',');
+  command->add_option("--layers", flags->layers, "Absolute ids of MoE layers, separated by commas; default: all")
+      ->delimiter(',');
   command->callback([&session, flags] { session.run = [&session, flags] { run_factorise(session, *flags); }; });
 }
 

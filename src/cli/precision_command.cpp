@@ -23,11 +23,14 @@ struct Flags {
   PrecisionRequest request() const {
     PrecisionRequest out{.bits = bits, .levels = levels, .scope = precision_scope_from_name(scope),
                          .unit = precision_unit_from_name(unit)};
-    if (exponents.size() != out.exponents.size()) throw UsageError("--exponents: expected three numbers, for example 1,1.5,1");
+    if (exponents.size() != out.exponents.size()) {
+      throw UsageError("--exponents: expected three numbers, for example 1,1.5,1");
+    }
     std::copy(exponents.begin(), exponents.end(), out.exponents.begin());
     check_precision_request(out);
     if (!llama_quantize.empty() && out.unit != PrecisionUnit::layer) {
-      throw UsageError("--llama-quantize: a GGUF file has one tensor for all experts of a layer; add --width-per layer --scope global");
+      throw UsageError("--llama-quantize: a GGUF file has one tensor for all experts of a layer; add --width-per layer "
+                       "--scope global");
     }
     return out;
   }
@@ -47,8 +50,8 @@ std::string describe_precision(const PrecisionPlan& plan) {
   }
   text += "\n";
   if (plan.unseen == 0) return text;
-  return text + fmt::format("{} experts never saw a counted token and get the fewest bits; more demonstrations would settle them\n",
-                            plan.unseen);
+  return text + fmt::format("{} experts never saw a counted token and get the fewest bits; more demonstrations would settle "
+                            "them\n", plan.unseen);
 }
 
 void run_precision(const Session& session, const Flags& flags) {
@@ -79,7 +82,8 @@ void add_precision(CLI::App& app, Session& session) {
   auto flags = std::make_shared<Flags>();
   command->add_option("statistics", flags->statistics, "Folder that calibrate --statistics quantisation wrote")->required();
   command->add_option("--bits", flags->bits, "Most bits per weight of the experts, on average, for example 2.5")->required();
-  command->add_option("--levels", flags->levels, "Widths to choose from, of 1, 2, 3 and 4")->delimiter(',')->capture_default_str();
+  command->add_option("--levels", flags->levels, "Widths to choose from, of 1, 2, 3 and 4")
+      ->delimiter(',')->capture_default_str();
   command->add_option("--scope", flags->scope, "Where the budget is shared out: layer (as many bits in each) or global")
       ->capture_default_str();
   command->add_option("--width-per", flags->unit, "What has one width: an expert, or with --scope global a layer")

@@ -36,7 +36,8 @@ void run_replace(const Session& session, const Flags& flags) {
   const StatisticsManifest manifest = read_statistics_manifest(flags.statistics);
   check_replace(manifest);
   if (!manifest.vectors) {
-    throw InvalidInput(fmt::format("{}: mean outputs were not measured; calibrate with --statistics vectors", flags.statistics));
+    throw InvalidInput(fmt::format("{}: mean outputs were not measured; calibrate with --statistics vectors",
+                                   flags.statistics));
   }
   const Statistics statistics = Statistics::read(flags.statistics, method != nullptr && method->second_order != nullptr);
   session.note_part(manifest);
@@ -46,8 +47,8 @@ void run_replace(const Session& session, const Flags& flags) {
   plan.source.erase("expected");
   write_plan(flags.output, plan);
   session.print(plan_to_json(plan),
-                fmt::format("{} of {} experts in each of {} layers become constants, by {}{}\nplan in {}; rewrite it with --statistics {}\n",
-                            replaced, plan.experts, plan.layers.size(), plan.method,
+                fmt::format("{} of {} experts in each of {} layers become constants, by {}{}\nplan in {}; rewrite it with "
+                            "--statistics {}\n", replaced, plan.experts, plan.layers.size(), plan.method,
                             flags.slim ? "" : "; the new checkpoint is as large as the old one, see --slim", flags.output,
                             flags.statistics));
 }
@@ -59,13 +60,16 @@ void add_replace(CLI::App& app, Session& session) {
                                   "moetrim replace arithmetic.stats --keep 0.5 -o plan.json");
   auto flags = std::make_shared<Flags>();
   command->add_option("statistics", flags->statistics, "Folder that calibrate --statistics vectors wrote")->required();
-  command->add_option("--keep", flags->keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)")->required();
-  command->add_option("--method", flags->method, "What chooses them: mone (how much outputs vary and count), or a method of plan")
+  command->add_option("--keep", flags->keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)")
+      ->required();
+  command->add_option("--method", flags->method, "What chooses: mone (how outputs vary and count), or a method of plan")
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of the random methods")->capture_default_str();
-  command->add_option("--protect", flags->protect, "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
+  command->add_option("--protect", flags->protect,
+                      "Experts that stay whatever their score: super, or LAYER:EXPERT,EXPERT; repeatable")
       ->allow_extra_args(false);
-  command->add_flag("--slim", flags->slim, "Leave the weights of replaced experts out; the new checkpoint loads with our own class");
+  command->add_flag("--slim", flags->slim,
+                    "Leave the weights of replaced experts out; the new checkpoint loads with our own class");
   command->add_option("-o,--output", flags->output, "File for the plan")->required();
   command->callback([&session, flags] { session.run = [&session, flags] { run_replace(session, *flags); }; });
 }

@@ -47,12 +47,13 @@ void run_smooth(const Session& session, const Flags& flags) {
 }  // namespace
 
 void add_smooth(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "smooth", "Plan to move scales from inputs to weights, for quantisation afterwards",
+  CLI::App* command = add_command(app, session, "smooth", "Plan to move scales from inputs to weights, before quantisation",
                                   "moetrim smooth arithmetic.stats -o smooth.json");
   auto flags = std::make_shared<Flags>();
   command->add_option("statistics", flags->statistics, "Folder that calibrate --statistics vectors wrote")->required();
-  command->add_option("--alpha", flags->alpha, "How much of the inputs' range goes to the weights, from 0 to 1")->capture_default_str();
-  command->add_option("--rounding", flags->rounding, "Of the factors: power-of-two, which bf16 weights take without loss, or none")
+  command->add_option("--alpha", flags->alpha, "How much of the inputs' range goes to the weights, from 0 to 1")
+      ->capture_default_str();
+  command->add_option("--rounding", flags->rounding, "Of factors: power-of-two, lossless in bf16 weights, or none")
       ->capture_default_str();
   command->add_option("--on", flags->on, "Plan to add the factors to; default: one that keeps every expert");
   command->add_option("-o,--output", flags->output, "File for the plan")->required();

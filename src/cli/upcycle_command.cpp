@@ -35,11 +35,11 @@ std::string describe_upcycle(const Plan& plan) {
       at = end;
     }
   }
-  std::string text = fmt::format("{} experts become {} in each of {} layers; none has more than {} copies\n", plan.experts, plan.keep,
-                                 plan.layers.size(), most);
+  std::string text = fmt::format("{} experts become {} in each of {} layers; none has more than {} copies\n", plan.experts,
+                                 plan.keep, plan.layers.size(), most);
   if (plan.experts_per_token_after == 0) {
-    return text + fmt::format("still {} experts per token: copies compete for them, so that the new model differs from the old one "
-                              "until it is trained\n", plan.experts_per_token);
+    return text + fmt::format("still {} experts per token: copies compete for them, so that the new model differs from the "
+                              "old one until it is trained\n", plan.experts_per_token);
   }
   return text + fmt::format("{} experts per token instead of {}{}\n", plan.experts_per_token_after, plan.experts_per_token,
                             plan.noise > 0 ? "" : ": the same function");
@@ -77,7 +77,7 @@ void add_upcycle(CLI::App& app, Session& session) {
   command->add_flag("--uniform", flags->uniform, "As many copies of every expert instead of by score");
   command->add_option("--top-k", flags->top_k, "Experts per token: keep, or scale with the copies, which keeps the function")
       ->capture_default_str();
-  command->add_option("--noise", flags->noise, "Standard deviation of noise on copies, as a share of a matrix's root mean square")
+  command->add_option("--noise", flags->noise, "Deviation of noise on copies, as a share of a matrix's root mean square")
       ->capture_default_str();
   command->add_option("-o,--output", flags->output, "File for the plan")->required();
   command->callback([&session, flags] { session.run = [&session, flags] { run_upcycle(session, *flags); }; });

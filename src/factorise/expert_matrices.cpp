@@ -28,7 +28,8 @@ at::Tensor read_matrix(const Model& model, const Weight& weight, int expert) {
   const Numerics numerics;
   const at::Device device(at::kCPU);
   const PartBytes parts = take_parts(weight, expert, from);
-  const at::Tensor values = load_weight(model, weight, parts, {.type = at::kFloat, .numerics = numerics, .device = device, .exact = true});
+  const Conversion conversion{.type = at::kFloat, .numerics = numerics, .device = device, .exact = true};
+  const at::Tensor values = load_weight(model, weight, parts, conversion);
   // A copy: the values may lie in `bytes`.
   at::Tensor out = values.to(at::kDouble);
   if (!at::isfinite(out).all().item<bool>()) {
@@ -48,7 +49,8 @@ at::Tensor expert_matrix(const Model& model, int layer, int expert, Projection p
   const at::Tensor both = read_matrix(model, tensors[Role::fused_gate_up], expert);
   const std::int64_t width = both.size(0) / 2;
   const std::int64_t which = projection == Projection::gate ? 0 : 1;
-  return model.family->fused_interleaved ? both.slice(0, which, both.size(0), 2) : both.slice(0, which * width, (which + 1) * width);
+  if (model.family->fused_interleaved) return both.slice(0, which, both.size(0), 2);
+  return both.slice(0, which * width, (which + 1) * width);
 }
 
 }  // namespace moetrim

@@ -38,6 +38,17 @@ void add_alone(const at::Tensor& gram, double experts, std::vector<RankResidual>
   }
 }
 
+void set_ranks(ProjectionResiduals& out, std::int64_t width, std::int64_t hidden, std::int64_t experts) {
+  const auto values = static_cast<double>(width * hidden);
+  for (const std::int64_t part : kParts) {
+    const std::int64_t rank = rank_of(std::min(width, hidden), part);
+    out.alone.push_back({.rank = rank, .size = static_cast<double>(rank * (width + hidden)) / values});
+    const std::int64_t shared = rank_of(hidden, part);
+    const auto factors = static_cast<double>(shared * (hidden + experts * width));
+    out.joint.push_back({.rank = shared, .size = factors / (static_cast<double>(experts) * values)});
+  }
+}
+
 ProjectionResiduals factorise(const Model& model, int layer, Projection projection) {
   const std::int64_t hidden = model.hidden;
   const std::int64_t experts = model.experts_in(layer);
@@ -47,21 +58,13 @@ ProjectionResiduals factorise(const Model& model, int layer, Projection projecti
   for (int expert = 0; expert < experts; ++expert) {
     const at::Tensor matrix = expert_matrix(model, layer, expert, projection);
     const std::int64_t width = matrix.size(down ? 1 : 0);
-    if (expert == 0) {
-      const std::int64_t side = std::min(width, hidden);
-      for (const std::int64_t part : kParts) {
-        const std::int64_t rank = rank_of(side, part);
-        out.alone.push_back({.rank = rank, .size = static_cast<double>(rank * (width + hidden)) / static_cast<double>(width * hidden)});
-        const std::int64_t shared = rank_of(hidden, part);
-        out.joint.push_back({.rank = shared, .size = static_cast<double>(shared * (hidden + experts * width)) /
-                                                     static_cast<double>(experts * width * hidden)});
-      }
-    }
+    if (expert == 0) set_ranks(out, width, hidden, experts);
     const at::Tensor of_hidden = down ? gram_of_rows(matrix) : gram_of_columns(matrix);
     joint.add_(of_hidden);
     // Both sides have the same eigenvalues but for zeros; the smaller is cheaper.
     const bool narrow = width < hidden;
-    add_alone(!narrow ? of_hidden : down ? gram_of_columns(matrix) : gram_of_rows(matrix), static_cast<double>(experts), out.alone);
+    const at::Tensor gram = !narrow ? of_hidden : down ? gram_of_columns(matrix) : gram_of_rows(matrix);
+    add_alone(gram, static_cast<double>(experts), out.alone);
   }
   const at::Tensor eigenvalues = at::linalg_eigvalsh(joint);
   for (RankResidual& entry : out.joint) entry.residual = entry.largest = residual(eigenvalues, entry.rank);

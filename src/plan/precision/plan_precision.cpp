@@ -41,8 +41,8 @@ void check_factors(const PrecisionFactors& factors) {
                                  [&](const auto& errors) { return std::any_of(errors.begin(), errors.end(), bad); });
   if (wrong || factors.routed.empty() || factors.gates.size() != factors.routed.size() ||
       factors.errors.size() != factors.routed.size()) {
-    throw InvalidInput(fmt::format("layer {}: routed tokens, gate sums and quantisation errors must be finite, not below zero, "
-                                   "and there for every expert", factors.layer));
+    throw InvalidInput(fmt::format("layer {}: routed tokens, gate sums and quantisation errors must be finite, not below "
+                                   "zero, and there for every expert", factors.layer));
   }
 }
 
@@ -68,7 +68,8 @@ std::vector<int> sizes_of(const PrecisionRequest& request) {
   return sizes;
 }
 
-/// Units for that many experts. Decimal bits are slightly off in binary; the slack is far below the last digit anybody types.
+/// Units for that many experts. Decimal bits are slightly off in binary; the slack is far below the last digit anybody
+/// types.
 int units_for(const PrecisionRequest& request, std::size_t experts) {
   constexpr double kSlack = 1e-9;
   return static_cast<int>(std::floor((request.bits - request.levels.front()) * static_cast<double>(experts) + kSlack));
@@ -82,16 +83,16 @@ Allocation allocate(const std::vector<double>& costs, const PrecisionRequest& re
   const auto sizes = sizes_of(request);
   const int least = std::accumulate(sizes.begin(), sizes.end(), 0);
   if (experts + 1 < request.levels.size()) {
-    throw UsageError(fmt::format("{} levels for layers of {} experts: every level but the lowest is used at least once; choose "
-                                 "fewer --levels", request.levels.size(), experts));
+    throw UsageError(fmt::format("{} levels for layers of {} experts: every level but the lowest is used at least once; "
+                                 "choose fewer --levels", request.levels.size(), experts));
   }
   throw UsageError(fmt::format("--bits {}: every level but the lowest is used at least once in a layer of {} experts, which "
                                "needs {:.6f} bits", request.bits, experts,
                                request.levels.front() + static_cast<double>(least) / static_cast<double>(experts)));
 }
 
-/// Units for every layer of one budget for all, from what each costs with every number of units; exact. Where sums are equal,
-/// lower layers get fewer.
+/// Units for every layer of one budget for all, from what each costs with every number of units; exact. Where sums are
+/// equal, lower layers get fewer.
 std::vector<int> share_out(const std::vector<std::vector<double>>& least, int budget) {
   constexpr double kNone = std::numeric_limits<double>::infinity();
   const auto states = static_cast<std::size_t>(budget) + 1;
@@ -176,14 +177,16 @@ void check_precision_request(const PrecisionRequest& request) {
   const auto& levels = request.levels;
   const bool ascending = std::adjacent_find(levels.begin(), levels.end(), std::greater_equal<>()) == levels.end();
   if (levels.size() < 2 || !ascending || levels.front() < 1 || levels.back() > kQuantisationBits) {
-    throw UsageError(fmt::format("--levels: expected two or more widths from 1 to {}, ascending, for example 1,2,3", kQuantisationBits));
+    throw UsageError(fmt::format("--levels: expected two or more widths from 1 to {}, ascending, for example 1,2,3",
+                                 kQuantisationBits));
   }
   if (!(request.bits >= levels.front() && request.bits <= levels.back())) {
     throw UsageError(fmt::format("--bits {}: expected a number from {} to {}, the lowest and the highest of --levels",
                                  request.bits, levels.front(), levels.back()));
   }
   for (const double exponent : request.exponents) {
-    if (!(exponent >= 0 && exponent <= 10)) throw UsageError("--exponents: expected three numbers from 0 to 10, for example 1,1.5,1");
+    if (exponent >= 0 && exponent <= 10) continue;
+    throw UsageError("--exponents: expected three numbers from 0 to 10, for example 1,1.5,1");
   }
   if (request.unit == PrecisionUnit::layer && request.scope == PrecisionScope::layer) {
     throw UsageError("--width-per layer: with --scope layer every layer would have the same width; use --scope global");
@@ -193,7 +196,8 @@ void check_precision_request(const PrecisionRequest& request) {
 PrecisionPlan plan_precision(std::span<const PrecisionFactors> factors, const PrecisionRequest& request) {
   check_precision_request(request);
   if (factors.empty()) throw InvalidInput("the statistics have no MoE layer");
-  const auto levels = request.unit == PrecisionUnit::layer ? levels_of_layers(factors, request) : levels_of_experts(factors, request);
+  const bool by_layer = request.unit == PrecisionUnit::layer;
+  const auto levels = by_layer ? levels_of_layers(factors, request) : levels_of_experts(factors, request);
   PrecisionPlan plan{.request = request, .uniform = std::vector<double>(request.levels.size()), .layers = {}};
   std::size_t experts = 0;
   double bits = 0;
@@ -221,7 +225,9 @@ nlohmann::ordered_json precision_to_json(const PrecisionPlan& plan, const Statis
   nlohmann::ordered_json tasks = nlohmann::ordered_json::array();
   for (const auto& task : manifest.tasks) tasks.push_back(task.name);
   nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-  for (const auto& layer : plan.layers) layers.push_back({{"layer", layer.layer}, {"loss", layer.loss}, {"bits", layer.bits}});
+  for (const auto& layer : plan.layers) {
+    layers.push_back({{"layer", layer.layer}, {"loss", layer.loss}, {"bits", layer.bits}});
+  }
   return {{"format", "moetrim-precision"},
           {"version", 1},
           {"method", "pmq"},

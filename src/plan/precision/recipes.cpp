@@ -43,8 +43,8 @@ std::string pattern(int layer, const std::vector<int>& experts) {
 void refuse_one_bit(const PrecisionPlan& plan, std::string_view program) {
   for (const PrecisionLayer& layer : plan.layers) {
     if (std::find(layer.bits.begin(), layer.bits.end(), 1) == layer.bits.end()) continue;
-    throw UsageError(fmt::format("{} has no 1-bit weights of the kind that was measured (sign times mean); use --levels 2,3,4",
-                                 program));
+    throw UsageError(fmt::format("{} has no 1-bit weights of the kind that was measured (sign times mean); use --levels "
+                                 "2,3,4", program));
   }
 }
 
@@ -54,7 +54,8 @@ std::string llama_quantize_types(const PrecisionPlan& plan) {
   std::string text;
   for (const PrecisionLayer& layer : plan.layers) {
     if (std::adjacent_find(layer.bits.begin(), layer.bits.end(), std::not_equal_to<>()) != layer.bits.end()) {
-      throw UsageError("--llama-quantize: a GGUF file has one tensor for all experts of a layer; use --width-per layer --scope global");
+      throw UsageError("--llama-quantize: a GGUF file has one tensor for all experts of a layer; use --width-per layer "
+                       "--scope global");
     }
     text += fmt::format("blk\\.{}\\.ffn_(gate|up|gate_up|down)_exps\\.weight={}\n", layer.layer,
                         kGgufTypes[static_cast<std::size_t>(layer.bits.front() - 1)]);

@@ -18,7 +18,8 @@ struct WeightedTask {
   double weight = 1;
 };
 
-std::vector<WeightedTask> tasks_of(const Statistics& statistics, const std::vector<std::pair<std::string, double>>& weights) {
+std::vector<WeightedTask> tasks_of(const Statistics& statistics,
+                                   const std::vector<std::pair<std::string, double>>& weights) {
   std::vector<WeightedTask> tasks;
   for (const auto& [name, weight] : weights) {
     if (!(std::isfinite(weight) && weight > 0)) {

@@ -27,7 +27,9 @@ std::string_view split_problem(const StatisticsManifest& manifest) {
   if (family->router.score == RouterScore::sparsemixer) return "its router always takes two experts";
   if (family->router.gate_on_input) return "its gates multiply the experts' inputs";
   const bool sigmoid = manifest.router == "sigmoid";
-  if (sigmoid && !manifest.gates_normalised) return "its gates are sigmoids that are not divided by their sum, so copies add up";
+  if (sigmoid && !manifest.gates_normalised) {
+    return "its gates are sigmoids that are not divided by their sum, so copies add up";
+  }
   if (manifest.groups.count > manifest.groups.chosen && manifest.groups.rule == "top2") {
     return "it chooses groups by their two best experts, which two copies of one would become";
   }
@@ -62,7 +64,8 @@ std::vector<int> apportion(const std::vector<double>& utility, int slots) {
 
 void check_scores(const StatisticsManifest& manifest, const Scores& scores) {
   if (scores.grain != Grain::expert || scores.layers != manifest.moe_layers) {
-    throw InvalidInput(fmt::format("{}: expected scores of the experts of all {} MoE layers", scores.method, manifest.moe_layers.size()));
+    throw InvalidInput(fmt::format("{}: expected scores of the experts of all {} MoE layers", scores.method,
+                                   manifest.moe_layers.size()));
   }
   for (std::size_t l = 0; l < scores.values.size(); ++l) {
     for (const double value : scores.values[l]) {
@@ -80,7 +83,9 @@ std::vector<int> slots_of(const std::vector<double>& utility, int slots, int gro
   for (std::size_t begin = 0; begin < utility.size(); begin += size) {
     const auto first = utility.begin() + static_cast<std::ptrdiff_t>(begin);
     const auto copies = apportion({first, first + static_cast<std::ptrdiff_t>(size)}, slots / groups);
-    for (std::size_t e = 0; e < size; ++e) keep.insert(keep.end(), static_cast<std::size_t>(copies[e]), static_cast<int>(begin + e));
+    for (std::size_t e = 0; e < size; ++e) {
+      keep.insert(keep.end(), static_cast<std::size_t>(copies[e]), static_cast<int>(begin + e));
+    }
   }
   return keep;
 }
@@ -100,7 +105,8 @@ void UpcycleRequest::parse_to(std::string_view text) {
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   const bool read = error == std::errc() && end == digits.data() + digits.size();
   if (!read || value < 1 || value > (is_times ? kMostTimes : kMostExperts)) {
-    throw UsageError(fmt::format("--to {}: expected a number of experts (128), or how many times as many (2x)", in_quotes(text)));
+    throw UsageError(fmt::format("--to {}: expected a number of experts (128), or how many times as many (2x)",
+                                 in_quotes(text)));
   }
   (is_times ? times : to) = value;
 }
@@ -108,7 +114,8 @@ void UpcycleRequest::parse_to(std::string_view text) {
 void check_upcycle(const StatisticsManifest& manifest, const UpcycleRequest& request) {
   const int experts = request.experts(manifest.experts);
   if (experts <= manifest.experts) {
-    throw InvalidInput(fmt::format("--to {}: the checkpoint has {} experts in every layer already", experts, manifest.experts));
+    throw InvalidInput(fmt::format("--to {}: the checkpoint has {} experts in every layer already", experts,
+                                   manifest.experts));
   }
   if (experts % manifest.groups.count != 0) {
     throw InvalidInput(fmt::format("--to {}: the router has {} groups, and every one needs as many experts", experts,
@@ -119,11 +126,12 @@ void check_upcycle(const StatisticsManifest& manifest, const UpcycleRequest& req
   }
   if (request.top_k == UpcycleTopK::keep) return;
   if (!request.uniform || experts % manifest.experts != 0) {
-    throw UsageError("--top-k scale keeps the function where every expert has as many copies; add --uniform, and --to 2x or another "
-                     "multiple");
+    throw UsageError("--top-k scale keeps the function where every expert has as many copies; add --uniform, and --to 2x or "
+                     "another multiple");
   }
   if (const std::string_view problem = split_problem(manifest); !problem.empty()) {
-    throw InvalidInput(fmt::format("--top-k scale: {} cannot keep its function: {}; use --top-k keep", manifest.family, problem));
+    throw InvalidInput(fmt::format("--top-k scale: {} cannot keep its function: {}; use --top-k keep", manifest.family,
+                                   problem));
   }
 }
 

@@ -1,5 +1,5 @@
-// Experts that put out their mean output whatever the token: weights of zeros, and the mean in the bias of the down projection.
-// Source: MoNE (arXiv 2507.00390), whose novices need code of their own where experts have no such bias.
+// Experts that put out their mean output whatever the token: weights of zeros, and the mean in the bias of the down
+// projection. Source: MoNE (arXiv 2507.00390), whose novices need code of their own where experts have no such bias.
 
 #include <algorithm>
 #include <map>
@@ -68,12 +68,13 @@ std::unique_ptr<Editor> make(const Model& model, const Plan& plan, const Rewrite
   for (const PlanLayer& layer : plan.layers) {
     if (layer.constant.empty()) continue;
     if (!model.layer[static_cast<std::size_t>(layer.layer)][Role::fused_down_bias]) {
-      throw InvalidInput(fmt::format("the plan replaces experts of layer {} by constants, but experts of {} have no bias in their down "
-                                     "projection that could hold one; drop the experts instead", layer.layer, model.family->name));
+      throw InvalidInput(fmt::format("the plan replaces experts of layer {} by constants, but experts of {} have no bias in "
+                                     "their down projection that could hold one; drop the experts instead", layer.layer,
+                                     model.family->name));
     }
     if (sources.statistics.empty()) {
-      throw InvalidInput("the plan replaces experts by their mean outputs, which are in the statistics it was made from; name "
-                         "their folder with --statistics");
+      throw InvalidInput("the plan replaces experts by their mean outputs, which are in the statistics it was made from; "
+                         "name their folder with --statistics");
     }
     return std::make_unique<Constant>(plan, sources.statistics);
   }

@@ -20,8 +20,8 @@ class Scale : public Editor {
 };
 
 std::unique_ptr<Editor> make(const Model&, const Plan& plan, const RewriteSources&) {
-  const bool any = std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) { return !layer.scale.empty(); });
-  return any ? std::make_unique<Scale>() : nullptr;
+  const auto scales = [](const PlanLayer& layer) { return !layer.scale.empty(); };
+  return std::any_of(plan.layers.begin(), plan.layers.end(), scales) ? std::make_unique<Scale>() : nullptr;
 }
 
 }  // namespace

@@ -41,8 +41,8 @@ void check_left(const Model& model, const PlanLayer& layer, int experts_per_toke
       return !std::binary_search(layer.silence.begin(), layer.silence.end(), expert);
     });
     if (left >= least) continue;
-    throw InvalidInput(fmt::format("layer {}: silencing leaves {} experts{}, and a token may need {}; silence fewer", layer.layer, left,
-                                   groups.count > 1 ? " of a group of the router" : "", least));
+    throw InvalidInput(fmt::format("layer {}: silencing leaves {} experts{}, and a token may need {}; silence fewer",
+                                   layer.layer, left, groups.count > 1 ? " of a group of the router" : "", least));
   }
 }
 
@@ -52,8 +52,9 @@ std::unique_ptr<Editor> make(const Model& model, const Plan& plan, const Rewrite
     if (layer.silence.empty()) continue;
     const Tensor* bias = model.layer[static_cast<std::size_t>(layer.layer)][Role::selection_bias].values();
     if (bias == nullptr) {
-      throw InvalidInput(fmt::format("the plan silences experts of layer {}, but its router ({}) has no selection bias that could keep "
-                                     "them from being chosen; drop the experts instead", layer.layer, model.family->name));
+      throw InvalidInput(fmt::format("the plan silences experts of layer {}, but its router ({}) has no selection bias that "
+                                     "could keep them from being chosen; drop the experts instead", layer.layer,
+                                     model.family->name));
     }
     const int chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : plan.experts_per_token;
     check_left(model, layer, chosen, plan.regroup);

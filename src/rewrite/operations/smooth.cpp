@@ -50,14 +50,15 @@ class Smooth : public Editor {
 /// Scales of a quantised weight serve many channels, so that a factor per channel would have to change its codes.
 void check_weight(const Weight& weight) {
   if (!weight || !weight.packed()) return;
-  throw InvalidInput(fmt::format("tensor {} is quantised: smoothing is for weights that are still to be quantised; start from the bf16 "
-                                 "checkpoint", weight.values()->name));
+  throw InvalidInput(fmt::format("tensor {} is quantised: smoothing is for weights that are still to be quantised; start from "
+                                 "the bf16 checkpoint", weight.values()->name));
 }
 
 void check_layer(const Model& model, int layer) {
   const LayerTensors& tensors = model.layer[static_cast<std::size_t>(layer)];
   if (!tensors[Role::mlp_norm]) {
-    throw InvalidInput(fmt::format("layer {}: {} has no norm before its experts that could take the factors", layer, model.family->name));
+    throw InvalidInput(fmt::format("layer {}: {} has no norm before its experts that could take the factors", layer,
+                                   model.family->name));
   }
   for (std::size_t role = 0; role < kRoleCount; ++role) {
     if (reads_the_norm(static_cast<Role>(role))) check_weight(tensors[static_cast<Role>(role)]);

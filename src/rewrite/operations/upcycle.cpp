@@ -1,5 +1,5 @@
-// Noise on copies: an expert's first slot has its weights, the others have them with Gaussian noise, so that training can tell
-// them apart. Source: Expert Upcycling (arXiv 2604.19835). The repetition itself is a matter of slots.
+// Noise on copies: an expert's first slot has its weights, the others have them with Gaussian noise, so that training can
+// tell them apart. Source: Expert Upcycling (arXiv 2604.19835). The repetition itself is a matter of slots.
 
 #include <algorithm>
 
@@ -15,7 +15,8 @@ class Upcycle : public Editor {
 
   void edit(const PlanLayer& layer, const SlabPlace& place, SlabRecipe& recipe) const override {
     switch (place.role) {
-      case Role::expert_gate: case Role::expert_up: case Role::expert_down: case Role::fused_gate_up: case Role::fused_down: break;
+      case Role::expert_gate: case Role::expert_up: case Role::expert_down:
+      case Role::fused_gate_up: case Role::fused_down: break;
       default: return;
     }
     const auto slot = layer.keep.begin() + place.slot;
