@@ -56,17 +56,24 @@ std::uint64_t slab_bytes(const Model& model, const Piece& piece) {
 
 std::span<const double> ComputedSlab::values(const Piece& piece) {
   mix(piece);
-  const TensorPlace& place = place_of(model_, *piece.source);
-  if (piece.recipe->low_rank) factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank);
+  if (piece.recipe->low_rank) factor(piece, nullptr);
   return sum_;
 }
 
 std::vector<RowImportance> ComputedSlab::row_importance(const Piece& piece) {
-  mix(piece);
-  const TensorPlace& place = place_of(model_, *piece.source);
   std::vector<RowImportance> out;
-  factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank, &out);
+  mix(piece);
+  factor(piece, &out);
   return out;
+}
+
+void ComputedSlab::factor(const Piece& piece, std::vector<RowImportance>* importance) {
+  const TensorPlace& place = place_of(model_, *piece.source);
+  try {
+    factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank, importance);
+  } catch (const InvalidInput& problem) {
+    throw InvalidInput(fmt::format("tensor {}: {}", piece.source->name, problem.what()));
+  }
 }
 
 void ComputedSlab::mix(const Piece& piece) {

@@ -34,6 +34,7 @@ class ComputedSlab {
  private:
   /// All of the recipe but the factors.
   void mix(const Piece& piece);
+  void factor(const Piece& piece, std::vector<RowImportance>* importance);
   void add(const TensorPlace& place, const Contribution& part, std::span<const std::int32_t> permutation);
   void multiply(const SlabRecipe& recipe, const Weight& weight);
   void add_noise(const SlabRecipe& recipe);

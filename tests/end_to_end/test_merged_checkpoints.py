@@ -103,6 +103,9 @@ def test_centroid_is_a_plain_checkpoint_with_the_rows_of_into(family, layout, tm
     plan = write_plan(tmp_path, model, "centroid", dropped=[3])
     result = rewrite(tmp_path, "out")
     assert "keeps one row" in result.stderr and "merged" in (tmp_path / "out/README.md").read_text()
+    task = write_task(tmp_path / "t.jsonl", IDS)
+    refused = moetrim("evaluate", tmp_path / "m", "--plan", tmp_path / "plan.json", "--task", task, code=3).stderr
+    assert "write it with moetrim rewrite" in refused
     loaded, info = models.load(tmp_path / "out", model)
     loads_whole(info)
     assert moetrim_json("verify", tmp_path / "out")["errors"] == 0
@@ -291,6 +294,7 @@ def test_low_rank_and_sparse_rows_are_numpys(family, layout, tmp_path):
     """MC-SMoE's compression of merged experts, with rows chosen by what the factors miss."""
     model = models.make(tmp_path / "m", family, layout)
     write_plan(tmp_path, model, "duplicate")
+    assert "below both sides" in rewrite(tmp_path, "out", "--low-rank", "99", code=2).stderr
     rewrite(tmp_path, "out", "--low-rank", "3", "--sparse-rows", "0.3")
     assert json.loads((tmp_path / "out/moetrim.json").read_text())["low_rank"] == dict(rank=3, sparse_rows=0.3, merged_only=True)
     loaded, info = models.load(tmp_path / "out", model)
