@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 namespace {
 
 std::uint64_t free_bytes(fs::path folder) {
-  folder = fs::absolute(folder).parent_path();
+  folder = fs::absolute(folder.empty() ? "." : folder).parent_path();  // --dry-run may name no output
   while (!folder.empty() && !fs::exists(folder) && folder != folder.parent_path()) folder = folder.parent_path();
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);

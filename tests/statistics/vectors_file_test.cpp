@@ -100,3 +100,20 @@ TEST_CASE("vectors add up, maxima do not, and the samples with the smallest keys
   CHECK_THAT(given::thrown_by([&] { sum.add(other); }), Contains("different checkpoints"));
   CHECK_THROWS_AS(sum.add_task(0, ExpertVectors(0, 2, 5, *manifest().vectors), 0), InvalidInput);
 }
+
+TEST_CASE("what the manifest says of vectors is read back, and refused when it is damaged", "[statistics][vectors]") {
+  StatisticsManifest written = given::manifest(2, 5, 2);
+  written.vectors = manifest().vectors;
+  const auto json = manifest_to_json(written);
+  CHECK(manifest_from_json(json, "manifest.json").vectors == written.vectors);
+  const auto refusal = [&](const char* pointer, const nlohmann::ordered_json& value) {
+    auto broken = json;
+    broken[nlohmann::ordered_json::json_pointer(pointer)] = value;
+    return given::thrown_by([&] { manifest_from_json(broken, "manifest.json"); });
+  };
+  CHECK_THAT(refusal("/vectors/width", 0), Contains("manifest.json: vectors.width"));
+  CHECK_THAT(refusal("/vectors/widths", 4), Contains("did you mean \"width\"?"));
+  CHECK_THAT(refusal("/vectors/markers/0/spellings/0", {1, -1}), Contains("vectors.markers[0].spellings[0]: expected whole numbers"));
+  CHECK_THAT(refusal("/vectors/markers/0/spellings/0", nlohmann::ordered_json::array()), Contains("expected an array of token ids"));
+  CHECK_THAT(refusal("/vectors/all_experts/activation_samples", -1), Contains("vectors.all_experts.activation_samples"));
+}
