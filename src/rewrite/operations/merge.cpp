@@ -53,7 +53,7 @@ void check_activations(const Plan& plan, const RewriteSources& sources) {
   }
   if (manifest.vectors && manifest.vectors->activation_samples > 0) return;
   throw InvalidInput(fmt::format("{}: holds no sampled activations, by which the plan aligns merged experts; calibrate with --statistics "
-                                 "all-experts, or make the plan with --align weights", sources.statistics.string()));
+                                 "all-experts, or make the plan with --merge-align weights", sources.statistics.string()));
 }
 
 std::unique_ptr<Editor> make(const Model&, const Plan& plan, const RewriteSources& sources) {
