@@ -122,7 +122,8 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan, const std::filesy
   check_groups(fields, plan, router_rows(plan, layer));
   read_atoms(fields, plan, layer);
   layer.unseen = fields.whole("unseen", 0, plan.experts);
-  layer.unseen_kept = fields.whole("unseen_kept", 0, static_cast<int>(layer.keep.size()));
+  const int slots_unseen = plan.order == SlotOrder::free ? static_cast<int>(layer.keep.size()) : layer.unseen;
+  layer.unseen_kept = fields.whole("unseen_kept", 0, std::min(slots_unseen, static_cast<int>(layer.keep.size())));
   read_kept_mass(fields, plan, layer);
   fields.finish();
   return layer;
@@ -194,6 +195,8 @@ void read_groups(JsonFields& fields, const std::filesystem::path& file, Plan& pl
   }
   const int chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : plan.experts_per_token;
   const RouterLimits limits{.experts = std::max(plan.experts, plan.keep), .experts_per_token = chosen, .groups = plan.groups};
+  const std::string groups = router_groups_problem(plan.groups, limits.experts, chosen);
+  if (!groups.empty()) fields.fail(plan.experts_per_token_after > 0 ? "experts_per_token_after" : "keep", groups);
   const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), plan.keep);
   if (!problem.empty()) fields.fail("keep", fmt::format("{} does not work: {}", plan.keep, problem));
 }

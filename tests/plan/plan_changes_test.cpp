@@ -131,7 +131,7 @@ TEST_CASE("a broken change is refused with its field", "[plan]") {
       {repeated(), [](Json& j) { j["layers"][0]["keep"][4] = 6; }, "layers[0].keep[4]"},
       {repeated(), [](Json& j) { j["order"] = "ascending"; }, "expected only with order free"},
       {repeated(), [](Json& j) { j["noise"] = 2; }, "noise"},
-      {repeated(), [](Json& j) { j["experts_per_token_after"] = 6; }, "keep: 10 does not work"},
+      {repeated(), [](Json& j) { j["experts_per_token_after"] = 6; }, "experts_per_token_after: 6 experts per token"},
   };
   for (const Broken& one : all) {
     CAPTURE(one.expected);
