@@ -67,9 +67,8 @@ std::string front_matter(const Model& model) {
 /// "16", or "12 to 20" where rows of the router share experts and layers differ.
 std::string stored_experts(const Plan& plan) {
   if (!merges(plan) || plan.router != MergedRouter::map) return std::to_string(plan.keep);
-  const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& a, const PlanLayer& b) {
-    return a.keep.size() < b.keep.size();
-  });
+  const auto fewer = [](const PlanLayer& a, const PlanLayer& b) { return a.keep.size() < b.keep.size(); };
+  const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), fewer);
   return least->keep.size() == most->keep.size() ? std::to_string(most->keep.size())
                                                  : fmt::format("{} to {}", least->keep.size(), most->keep.size());
 }
@@ -87,7 +86,8 @@ std::string size_table(const Model& model, const Plan& plan, std::span<const Out
     out += fmt::format("| atomic experts | {} | {} ({:.1f} % removed) |\n", widths->atoms, widths->kept_atoms,
                        widths->removed_percent());
   }
-  out += fmt::format("| experts per token | {0} | {0} |\n", model.experts_per_token);
+  const std::int64_t chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : model.experts_per_token;
+  out += fmt::format("| experts per token | {} | {} |\n", model.experts_per_token, chosen);
   out += fmt::format("| MoE layers | {0} of {1} | {0} of {1} |\n", plan.layers.size(), model.layers);
   out += fmt::format("| parameters | {} | {} |\n", short_count(before.parameters), short_count(after.parameters));
   out += fmt::format("| tensor bytes | {} | {} ({:.1f} %) |\n\n", short_bytes(before.bytes), short_bytes(after.bytes), share);
@@ -182,10 +182,24 @@ std::string unchanged(const Plan& plan, const std::optional<WidthFacts>& widths,
   return "The weights that remain are unchanged: nothing was trained or quantised after removal.";
 }
 
+/// Whether experts, or what they compute, are gone.
+bool leaves_out(const Plan& plan) {
+  if (plan.keep < plan.experts || merges(plan)) return true;
+  return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) {
+    return !layer.constant.empty() || !layer.silence.empty();
+  });
+}
+
 std::string limits(const Plan& plan, std::span<const std::string> warnings, const std::optional<WidthFacts>& widths,
                    std::string_view dequantised_to) {
-  std::string out = "## Limits\n\n- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure "
-                    "it before use.\n";
+  std::string out = "## Limits\n\n";
+  if (widths || leaves_out(plan)) {
+    out += "- Experts were chosen for the tasks above. Ability outside of them is expected to fall; measure it before use.\n";
+  }
+  if (plan.keep > plan.experts && plan.experts_per_token_after == 0) {
+    out += "- Copies of an expert have the same router row and compete for a token's experts, so this model does not compute what its "
+           "source does: it is meant to be trained further.\n";
+  }
   out += fmt::format("- {}\n", unchanged(plan, widths, dequantised_to));
   for (const auto& warning : warnings) out += fmt::format("- {}\n", warning);
   return out;
@@ -203,11 +217,32 @@ std::string what_was_merged(const Plan& plan) {
     }
     gone += static_cast<std::size_t>(plan.experts) - left.size();
   }
-  std::string out = fmt::format("In its {} MoE layers {} experts were merged into {}: their weighted means", plan.layers.size(), members, groups);
+  std::string out = fmt::format("In its {} MoE layers {} experts were merged into {}: their weighted means", plan.layers.size(),
+                                members, groups);
   if (plan.align == Alignment::weights) out += ", with their atomic experts in the order that fits the weights best";
   if (plan.align == Alignment::activations) out += ", with their atomic experts in the order that fits their activations best";
   if (gone > 0) out += fmt::format("; {} experts were removed", gone);
   return out + fmt::format(". The router's form is `{}`. ", merged_router_name(plan.router));
+}
+
+/// What was done to single experts or channels, a sentence each.
+std::string what_was_changed(const Plan& plan) {
+  std::size_t scaled = 0, silenced = 0, constants = 0, smoothed = 0;
+  for (const PlanLayer& layer : plan.layers) {
+    scaled += layer.scale.size();
+    silenced += layer.silence.size();
+    constants += layer.constant.size();
+    smoothed += layer.smooth.empty() ? 0 : 1;
+  }
+  std::string out;
+  if (scaled > 0) out += fmt::format("The outputs of {} experts are multiplied by a factor. ", scaled);
+  if (silenced > 0) out += fmt::format("{} experts are never chosen: their selection bias is very negative. ", silenced);
+  if (constants > 0) out += fmt::format("{} experts put out their mean output whatever the token. ", constants);
+  if (smoothed > 0) {
+    out += fmt::format("In {} layers scales moved from the inputs of the experts and routers to their weights, which leaves the "
+                       "function as it was. ", smoothed);
+  }
+  return out;
 }
 
 std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& widths) {
@@ -220,6 +255,7 @@ std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& 
     out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ",
                       plan.experts - plan.keep, plan.experts);
   }
+  out += what_was_changed(plan);
   if (!widths) return out + "`moetrim.json` lists the kept experts.";
   out += fmt::format("Experts lost atomic experts (columns of down_proj with the same rows of gate_proj and up_proj): "
                      "{:.1f} % of all of them are gone{}. `moetrim.json` lists what was kept.", widths->removed_percent(),
@@ -244,7 +280,8 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
   const std::string base = export_detail::base_model(*model.checkpoint);
   const auto widths = width_facts(model, plan, tensors, mtp);
   std::string out = front_matter(model);
-  out += fmt::format("# {} with {} of {} experts{}{}\n\n", base, plan.keep, plan.experts, merges(plan) ? ", merged" : "",
+  const std::string of = plan.keep > plan.experts ? fmt::format("for {}", plan.experts) : fmt::format("of {}", plan.experts);
+  out += fmt::format("# {} with {} {} experts{}{}\n\n", base, plan.keep, of, merges(plan) ? ", merged" : "",
                      widths ? ", slimmer" : "");
   out += fmt::format("Made from {} by moetrim {}: {}\n\n", base, tool_version, what_was_removed(plan, widths));
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);

@@ -46,6 +46,22 @@ TEST_CASE("the card says what was removed, by which method, on which tasks", "[e
   CHECK(text.find("Router drift") == std::string::npos);
 }
 
+TEST_CASE("the card says what a plan does to experts that stay", "[export]") {
+  TempFolder folder;
+  const std::string repeated = card(folder, {}, "org/Tiny-7x", "", [](Plan& plan) {
+    plan.order = SlotOrder::free;
+    plan.keep = 8;
+    for (PlanLayer& layer : plan.layers) layer.keep = {0, 1, 2, 3, 4, 5, 6, 6};
+  });
+  CHECK_THAT(repeated, Contains("were repeated") && Contains("compete") && Contains("trained further") && !Contains("expected to fall"));
+  const std::string scaled = card(folder, {}, "org/Tiny-7x", "", [](Plan& plan) {
+    plan.keep = 7;
+    for (PlanLayer& layer : plan.layers) layer.keep = {0, 1, 2, 3, 4, 5, 6};
+    plan.layers[0].scale = {{1, 2.0}};
+  });
+  CHECK_THAT(scaled, Contains("The outputs of 1 experts are multiplied") && !Contains("were removed") && !Contains("expected to fall"));
+}
+
 TEST_CASE("the card names no path of this machine", "[export]") {
   TempFolder folder;
   const std::string text = card(folder, {}, "/home/someone/models/x", "");
