@@ -135,33 +135,56 @@ bool LayerSearch::trade_elements() {
   return any;
 }
 
-/// Blocks are few: every trade is tried and counted from scratch.
-bool LayerSearch::trade_blocks() {
-  bool any = false;
+/// By how much the objective changes when two blocks trade their runs. Loads go with their devices, so pairs alone change.
+double LayerSearch::block_trade_value(int a, int b) const {
   const int size = problem_.elements / problem_.blocks;
-  const auto run_of = [&](int block) { return own_[static_cast<std::size_t>(block * size)] / problem_.devices_per_block(); };
-  const auto move = [&](int block, int runs) {
-    for (int e = block * size; e < (block + 1) * size; ++e) {
-      own_[static_cast<std::size_t>(e)] += runs * problem_.devices_per_block();
-    }
+  const int shift = run_of(b) - run_of(a);
+  struct Move {
+    int element, from, to;
   };
-  double best = layer_value(problem_, placement_, layer_);
-  for (int a = 0; a < problem_.blocks; ++a) {
-    for (int b = a + 1; b < problem_.blocks; ++b) {
-      const int runs = run_of(b) - run_of(a);
-      move(a, runs);
-      move(b, -runs);
-      const double now = layer_value(problem_, placement_, layer_);
-      if (now < best - kRounding) {
-        best = now;
-        any = true;
-      } else {
-        move(a, -runs);
-        move(b, runs);
-      }
+  std::vector<Move> moves;
+  for (const auto& [block, by] : {std::pair(a, shift), std::pair(b, -shift)}) {
+    for (int e = block * size; e < (block + 1) * size; ++e) {
+      const int from = own_[static_cast<std::size_t>(e)];
+      moves.push_back({.element = e, .from = from, .to = from + by * problem_.devices_per_block()});
     }
   }
-  if (any) count();
+  const auto& beside = problem_.layers[layer_].beside;
+  const Devices& devices = problem_.devices;
+  double change = 0;
+  for (std::size_t i = 0; i < moves.size(); ++i) {
+    const Move& e = moves[i];
+    change += gain(e.element, e.from) - gain(e.element, e.to);
+    for (std::size_t j = 0; j < i; ++j) {
+      const Move& f = moves[j];
+      // The gains take each of two that move to stay where it was for the other.
+      change += beside[static_cast<std::size_t>(e.element) * problem_.size() + static_cast<std::size_t>(f.element)] *
+                (devices.cost(e.to, f.to) + devices.cost(e.from, f.from) - devices.cost(e.to, f.from) -
+                 devices.cost(e.from, f.to));
+    }
+  }
+  return problem_.pair_weight * change;
+}
+
+int LayerSearch::run_of(int block) const {
+  const int first = block * (problem_.elements / problem_.blocks);
+  return own_[static_cast<std::size_t>(first)] / problem_.devices_per_block();
+}
+
+bool LayerSearch::trade_blocks() {
+  bool any = false;
+  for (int a = 0; a < problem_.blocks; ++a) {
+    for (int b = a + 1; b < problem_.blocks; ++b) {
+      if (block_trade_value(a, b) >= -kRounding) continue;
+      const int shift = (run_of(b) - run_of(a)) * problem_.devices_per_block();
+      for (int e = 0; e < problem_.elements; ++e) {
+        const int block = problem_.block_of(e);
+        if (block == a || block == b) own_[static_cast<std::size_t>(e)] += block == a ? shift : -shift;
+      }
+      count();
+      any = true;
+    }
+  }
   return any;
 }
 

@@ -29,6 +29,8 @@ class LayerSearch {
   bool helps(int a, int b) const;
   void trade(int a, int b);
   bool trade_elements();
+  int run_of(int block) const;
+  double block_trade_value(int a, int b) const;
   bool trade_blocks();
 
   const Problem& problem_;

@@ -34,17 +34,6 @@ Placement in_order(const Problem& problem) {
   return Placement(problem.layers.size(), layer);
 }
 
-double layer_value(const Problem& problem, const Placement& placement, std::size_t layer) {
-  double sum = own_value(problem, placement[layer], problem.layers[layer]);
-  if (layer > 0) {
-    sum += problem.pair_weight * pair_cost(problem, problem.layers[layer - 1].next, placement[layer - 1], placement[layer]);
-  }
-  if (layer + 1 < placement.size()) {
-    sum += problem.pair_weight * pair_cost(problem, problem.layers[layer].next, placement[layer], placement[layer + 1]);
-  }
-  return sum;
-}
-
 double value(const Problem& problem, const Placement& placement) {
   double sum = 0;
   for (std::size_t l = 0; l < placement.size(); ++l) {

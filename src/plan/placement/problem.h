@@ -45,8 +45,6 @@ using Placement = std::vector<std::vector<int>>;
 
 /// Element i of every layer on device i G / n.
 Placement in_order(const Problem& problem);
-/// What the objective is for one layer: its pairs among themselves, with the layer before and with the next, and its load.
-double layer_value(const Problem& problem, const Placement& placement, std::size_t layer);
 /// The objective.
 double value(const Problem& problem, const Placement& placement);
 /// The best placement found from the order given and several others. Deterministic.
