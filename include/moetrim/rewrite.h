@@ -120,7 +120,8 @@ struct Slimming {
   std::string why;                ///< form `listed`: a clause, for the reader
 };
 
-/// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts. Equal ones are a number in config.json, unless the same key also sizes the shared expert.
+/// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts. Equal ones are a number in
+/// config.json, unless the same key also sizes the shared expert.
 /// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no
 /// multiple grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are
 /// listed too. Expects a plan that check_plan accepts.

@@ -54,10 +54,17 @@ Lines lines_of(const Model& model, const Weight& weight, const std::vector<float
   for (std::size_t half = 0; half < out.halves; ++half) {
     for (std::size_t atom = 0; atom < out.atoms; ++atom) {
       const std::size_t line = rows.paired ? 2 * atom + half : half * out.atoms + atom;
-      for (std::size_t i = 0; i < out.length; ++i) *to++ = rows.dim == 0 ? slab[line * columns + i] : slab[i * columns + line];
+      for (std::size_t i = 0; i < out.length; ++i) {
+        *to++ = rows.dim == 0 ? slab[line * columns + i] : slab[i * columns + line];
+      }
     }
   }
   return out;
+}
+
+/// Of a group's permutations.
+std::uint64_t kept_bytes(const Model& model, const AlignedGroup& group) {
+  return group.group.members.size() * static_cast<std::uint64_t>(model.expert_width) * sizeof(std::int32_t);
 }
 
 std::vector<std::int32_t> best(std::span<const float> gains, std::size_t atoms, int layer, int reference, int member) {
@@ -65,7 +72,8 @@ std::vector<std::int32_t> best(std::span<const float> gains, std::size_t atoms, 
   try {
     return optimal_assignment(values, atoms, Optimum::greatest);
   } catch (const InvalidInput& problem) {
-    throw InvalidInput(fmt::format("layer {}: expert {} cannot be aligned with expert {}: {}", layer, member, reference, problem.what()));
+    throw InvalidInput(fmt::format("layer {}: expert {} cannot be aligned with expert {}: {}", layer, member, reference,
+                                   problem.what()));
   }
 }
 
@@ -99,10 +107,9 @@ std::shared_ptr<const Permutations> Alignments::of(const std::shared_ptr<const A
     const std::lock_guard lock(mutex_);
     auto& found = entries_[group.get()];
     if (!found) {
-      const std::uint64_t bytes = group->group.members.size() * static_cast<std::uint64_t>(model_.expert_width) * sizeof(std::int32_t);
-      for (kept_bytes_ += bytes; kept_bytes_ > kKeptBytes && !order_.empty(); order_.pop_front()) {
+      for (kept_bytes_ += kept_bytes(model_, *group); kept_bytes_ > kKeptBytes && !order_.empty(); order_.pop_front()) {
         const auto oldest = entries_.find(order_.front());
-        kept_bytes_ -= oldest->second->group->group.members.size() * static_cast<std::uint64_t>(model_.expert_width) * sizeof(std::int32_t);
+        kept_bytes_ -= kept_bytes(model_, *oldest->second->group);
         entries_.erase(oldest);
       }
       found = std::make_shared<Entry>();
@@ -124,7 +131,8 @@ Permutations Alignments::find(const AlignedGroup& group) {
   if (samples && samples->tokens < 2) return out;  // nothing varies
   for (std::size_t i = 0; i < members.size(); ++i) {
     if (members[i] == group.group.into) continue;
-    out[i] = samples ? by_activations(*samples, group.group.into, members[i]) : by_weights(group.layer, group.group.into, members[i]);
+    out[i] = samples ? by_activations(*samples, group.group.into, members[i])
+                     : by_weights(group.layer, group.group.into, members[i]);
   }
   return out;
 }
@@ -148,7 +156,8 @@ std::vector<std::int32_t> Alignments::by_weights(int layer, int reference, int m
 
 std::vector<std::int32_t> Alignments::by_activations(const Samples& samples, int reference, int member) const {
   std::vector<float> gains(samples.atoms * samples.atoms);
-  add_product(samples.of(reference), samples.of(member), gains, {.rows = samples.atoms, .columns = samples.atoms, .depth = samples.tokens});
+  add_product(samples.of(reference), samples.of(member), gains,
+              {.rows = samples.atoms, .columns = samples.atoms, .depth = samples.tokens});
   return best(gains, samples.atoms, samples.layer, reference, member);
 }
 
@@ -158,8 +167,9 @@ std::shared_ptr<const Alignments::Samples> Alignments::samples_of(int layer) {
   samples_.reset();
   const ExpertVectors vectors = read_vectors(statistics_, layer);
   if (vectors.experts != model_.experts || vectors.width != model_.expert_width || vectors.sample_activations.empty()) {
-    throw InvalidInput(fmt::format("{}: holds no sampled activations of {} experts of width {} for layer {}; calibrate this checkpoint "
-                                   "with --statistics all-experts", statistics_.string(), model_.experts, model_.expert_width, layer));
+    throw InvalidInput(fmt::format("{}: holds no sampled activations of {} experts of width {} for layer {}; calibrate this "
+                                   "checkpoint with --statistics all-experts", statistics_.string(), model_.experts,
+                                   model_.expert_width, layer));
   }
   auto made = std::make_shared<Samples>();
   made->layer = layer;
@@ -191,7 +201,9 @@ std::uint64_t Alignments::work_bytes(const Model& model, const AlignedGroup& gro
   const auto atoms = static_cast<std::uint64_t>(model.expert_width);
   std::uint64_t bytes = atoms * atoms * (sizeof(float) + sizeof(double)), largest = 0;
   if (group.by == Alignment::activations) return bytes;
-  for (const Weight* weight : weights_of(model, group.layer, group.group.into)) largest = std::max(largest, slab_elements(model, *weight));
+  for (const Weight* weight : weights_of(model, group.layer, group.group.into)) {
+    largest = std::max(largest, slab_elements(model, *weight));
+  }
   return bytes + largest * 4 * sizeof(float);  // bytes of the file, values, and the lines of two experts
 }
 

@@ -21,14 +21,14 @@ void check_values(const Model& model, const Tensor& tensor, const TensorPlace& p
   const bool is_matrix = weight.rule->axes.size() == 2 || weight.fused();
   if (!weight.packed() || !is_matrix) {
     if (is_plain(tensor.dtype)) return;
-    throw InvalidInput(fmt::format("tensor {}: the plan changes its values, which is done in BF16, F16 and F32; it is {}; convert the "
-                                   "checkpoint first", tensor.name, dtype_name(tensor.dtype)));
+    throw InvalidInput(fmt::format("tensor {}: the plan changes its values, which is done in BF16, F16 and F32; it is {}; convert "
+                                   "the checkpoint first", tensor.name, dtype_name(tensor.dtype)));
   }
   const StoredMatrix matrix = stored_matrix(model, weight);
   const bool known_part = place.part == Part::values || place.part == Part::scale;
   if (known_part && can_be_quantised_again(matrix)) return;
-  throw InvalidInput(fmt::format("tensor {}: the plan changes the values of this weight, and {} cannot be computed and stored again; write "
-                                 "the checkpoint in bf16 first (moetrim rewrite --also-dtype bf16, with a plan that keeps all "
+  throw InvalidInput(fmt::format("tensor {}: the plan changes the values of this weight, and {} cannot be computed and stored again; "
+                                 "write the checkpoint in bf16 first (moetrim rewrite --also-dtype bf16, with a plan that keeps all "
                                  "experts), and make the plan for that", tensor.name,
                                  known_part ? fmt::format("{} codes", packing_name(matrix.packing.kind))
                                             : fmt::format("its {}", part_name(place.part))));
@@ -59,7 +59,8 @@ std::shared_ptr<const SlabRecipe> EditedSlabs::recipe(const Tensor& tensor, cons
 }
 
 void EditedSlabs::requantise(OutputTensor& tensor, const TensorPlace& place, const std::vector<int>& experts) const {
-  const bool edited = std::any_of(tensor.pieces.begin(), tensor.pieces.end(), [](const Piece& piece) { return piece.recipe != nullptr; });
+  const auto has_recipe = [](const Piece& piece) { return piece.recipe != nullptr; };
+  const bool edited = std::any_of(tensor.pieces.begin(), tensor.pieces.end(), has_recipe);
   if (!edited || tensor.computation) return;
   const Weight& weight = weight_at(model_, place);
   if (!weight.packed() || !(weight.rule->axes.size() == 2 || weight.fused())) return;

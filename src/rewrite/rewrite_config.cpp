@@ -176,7 +176,8 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
   if (first == found->end() || !first->is_boolean()) wrong("expected input_first, true or false");
   if (widths == found->end() || !widths->is_object() || widths->empty()) wrong("expected widths, an object by layer");
   out.input_first = *first;
-  const auto read = [&](const nlohmann::ordered_json& lists, std::string_view what, std::map<int, std::vector<std::int64_t>>& into) {
+  using Lists = std::map<int, std::vector<std::int64_t>>;
+  const auto read = [&](const nlohmann::ordered_json& lists, std::string_view what, Lists& into) {
     for (const auto& [key, list] : lists.items()) {
       const auto layer = whole_number(key);
       if (!layer || !list.is_array() || list.empty()) {

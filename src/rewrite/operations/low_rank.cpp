@@ -20,10 +20,12 @@ bool is_matrix_of_expert(Role role) {
 
 class FactorMatrices : public Editor {
  public:
-  FactorMatrices(std::shared_ptr<const LowRank> low_rank, bool merged_only) : low_rank_(std::move(low_rank)), merged_only_(merged_only) {}
+  FactorMatrices(std::shared_ptr<const LowRank> low_rank, bool merged_only)
+      : low_rank_(std::move(low_rank)), merged_only_(merged_only) {}
 
   void edit(const PlanLayer&, const SlabPlace& place, SlabRecipe& recipe) const override {
-    if (is_matrix_of_expert(place.role) && (recipe.group || !merged_only_) && !recipe.parts.empty()) recipe.low_rank = low_rank_;
+    const bool chosen = recipe.group || !merged_only_;
+    if (is_matrix_of_expert(place.role) && chosen && !recipe.parts.empty()) recipe.low_rank = low_rank_;
   }
 
  private:
@@ -39,8 +41,8 @@ std::unique_ptr<Editor> make(const Model& model, const Plan& plan, const Rewrite
                                  sources.low_rank->rank, most - 1, model.expert_width, model.hidden));
   }
   if (plan.width > 0) {
-    throw UsageError("--low-rank is for experts that keep their width: factors of what the plan cuts away would be kept in part; write the "
-                     "slimmer checkpoint first, and make a plan for that");
+    throw UsageError("--low-rank is for experts that keep their width: factors of what the plan cuts away would be kept in part; "
+                     "write the slimmer checkpoint first, and make a plan for that");
   }
   return std::make_unique<FactorMatrices>(sources.low_rank, merges(plan));
 }
