@@ -24,6 +24,8 @@ struct CalibrateOptions : RunOptions {
   bool second_order = false;        ///< also run the reverse sweep: sums per atomic expert, see AtomStatistics
   /// Also measure these, see ExpertVectors; width and hidden are filled in.
   std::optional<StatisticsManifest::Vectors> vectors;
+  /// With second order, also measure RowStatistics: rank of the factors; 0: not.
+  int row_rank = 0;
   std::uint64_t max_disk = 0;       ///< for hidden states between layers, second order only; 0: nine tenths of what is free
   std::int64_t trace_tokens = 0;    ///< record the routing of that many tokens one by one; 0: none
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();  ///< further facts for the manifest (samples, max_tokens, …)

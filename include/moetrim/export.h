@@ -74,6 +74,7 @@ struct ExportRequest {
   RewriteSources sources = {};        ///< what recipes of tensors need beside the source
   std::shared_ptr<LowRank> low_rank;  ///< that of the recipes, whose threshold is found before anything is written; null: none
   Share sparse_rows = {};             ///< with low_rank: of the entries, how many stay whole, at least
+  std::filesystem::path row_importance = {};  ///< with low_rank: statistics that say which rows, or none
   std::vector<std::string> warnings;  ///< for the caller to print; not written
 };
 
@@ -122,6 +123,9 @@ struct PrepareOptions {
   /// Rank of the factors that the plan's merged experts, or all where it merges none, are replaced by; 0: none.
   int low_rank = 0;
   Share sparse_rows = {.part = 1, .whole = 10};  ///< with low_rank: share of the entries, in whole rows, that keep their values
+  /// With low_rank: statistics of this checkpoint with RowStatistics of the same rank. Empty: rows stay by what the
+  /// factors miss.
+  std::filesystem::path row_importance = {};
 };
 
 /// Checks the plan and prepares everything that export_checkpoint needs.

@@ -140,6 +140,12 @@ struct AtomSums {
   std::vector<double> down_squares, gate_up_squares;     ///< [E, F]; of the weights, filled when they are empty
 };
 
+/// Sums over batches of one MoE layer; see RowStatistics for what they mean.
+struct RowSums {
+  std::int64_t rank = 0;                   ///< of the factors; 0: nothing is summed
+  std::vector<double> gate, up, down;      ///< [tasks, E, F], [tasks, E, F], [tasks, E, H]
+};
+
 /// What the reverse sweep finds in one MoE layer.
 struct ReversedLayer {
   int layer = 0;
@@ -148,6 +154,7 @@ struct ReversedLayer {
   std::vector<std::int32_t> ids;    ///< [T, K] as the forward sweep routed them
   std::vector<double> products;     ///< [T, K] gT o: the loss gradient at the block's output times the expert's gated output
   AtomSums sums;                    ///< added to; the caller sets the sizes
+  RowSums rows = {};                ///< the same
 };
 
 /// The reverse sweep: layers from last to first, each recomputed from the hidden states before it and differentiated alone.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -31,8 +32,11 @@ struct Contribution {
 /// Source: the compression step of MC-SMoE (arXiv 2310.01334, after LoSparse, arXiv 2306.11222).
 struct LowRank {
   int rank = 0;
-  /// Rows stay whole from this mean |matrix - factors| on. Known once all matrices were looked at.
+  /// Rows stay whole from this importance on. Known once all matrices were looked at.
   float threshold = 0;
+  /// Importance of rows by absolute layer id, as measured: [E, 2 F + H], those of gate, up and down. Filled with the threshold;
+  /// empty where a row's importance is its mean |matrix - factors|.
+  std::map<int, std::vector<float>> measured = {};
 };
 
 /// The values of a slab, before atomic experts are cut: factor x (sum of weight x slab of the expert) x `along_hidden`, plus

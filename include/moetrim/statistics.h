@@ -205,6 +205,7 @@ struct StatisticsManifest {
     bool operator==(const Vectors&) const = default;
   };
   std::optional<Vectors> vectors;   ///< none: they were not asked for
+  int row_rank = 0;                 ///< of the factors that RowStatistics are about; 0: they were not asked for
   /// Further options that change what the numbers mean, for the reader. Parts are merged only when these are equal, so
   /// devices, paths and memory limits do not belong here.
   nlohmann::ordered_json settings = nlohmann::ordered_json::object();
@@ -212,6 +213,7 @@ struct StatisticsManifest {
 };
 
 struct ExpertVectors;
+struct RowStatistics;
 
 /// Statistics of a whole run: `NAME.stats/manifest.json` and one safetensors file per MoE layer.
 struct Statistics {
@@ -233,7 +235,7 @@ StatisticsManifest read_statistics_manifest(const std::filesystem::path& folder)
 
 /// Writes `folder` beside its place and renames it when it is whole.
 /// @throws InvalidInput when `folder` exists already, manifest and layers do not fit together, or the manifest announces
-///         vectors, which are written layer by layer.
+///         vectors or rows, which are written layer by layer.
 void write_statistics(const std::filesystem::path& folder, const Statistics& statistics);
 
 /// How statistics are added: shares of one run to the whole, or several runs on the same checkpoint with the same settings.
@@ -255,6 +257,7 @@ class StatisticsMerge {
   LayerStatistics layer(const std::function<LayerStatistics(std::size_t part)>& read) const;
   AtomStatistics atoms(const std::function<AtomStatistics(std::size_t part)>& read) const;
   ExpertVectors vectors(const std::function<ExpertVectors(std::size_t part)>& read) const;
+  RowStatistics rows(const std::function<RowStatistics(std::size_t part)>& read) const;
 
  private:
   void place_runs();
@@ -275,6 +278,7 @@ struct PartReader {
   std::function<LayerStatistics(std::size_t part, int layer)> layer;
   std::function<AtomStatistics(std::size_t part, int layer)> atoms;   ///< of the layer just read
   std::function<ExpertVectors(std::size_t part, int layer)> vectors;  ///< the same
+  std::function<RowStatistics(std::size_t part, int layer)> rows = {};  ///< the same
 };
 
 /// Reads from folders, and checks every file against its folder's manifest.

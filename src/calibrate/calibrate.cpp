@@ -103,7 +103,7 @@ class Calibration {
 
   void run_reverse(RunState& state, at::Tensor hidden) {
     const TokenGroup& group = groups_[static_cast<std::size_t>(state.group)];
-    const ReverseSweep sweep(model_, forward_options_, tasks_, partial_, [&](const RunState& passed) {
+    const ReverseSweep sweep(model_, forward_options_, manifest_, partial_, [&](const RunState& passed) {
       made_progress(2 * group_tokens(passed.group));
       stop_if_asked(passed);
     });

@@ -207,9 +207,18 @@ ExpertVectors PartialRun::read_vectors(int group, int layer, const StatisticsMan
   return read_vectors_file(group_file(group, vector_file_name(layer)), manifest);
 }
 
+void PartialRun::write_rows(int group, const RowStatistics& rows) const {
+  write_row_statistics(group_file(group, row_file_name(rows.layer)), rows);
+}
+
+RowStatistics PartialRun::read_rows(int group, int layer, const StatisticsManifest& manifest) const {
+  return read_row_statistics(group_file(group, row_file_name(layer)), manifest);
+}
+
 void PartialRun::finish(const StatisticsManifest& manifest, int groups) {
   for (const int layer : manifest.moe_layers) {
-    for (const std::string& name : {layer_file_name(layer), atom_file_name(layer), vector_file_name(layer)}) {
+    for (const std::string& name :
+         {layer_file_name(layer), atom_file_name(layer), vector_file_name(layer), row_file_name(layer)}) {
       const fs::path last = group_file(groups - 1, name);
       if (fs::exists(last)) fs::rename(last, folder_ / name);
     }

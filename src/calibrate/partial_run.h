@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "calibrate/run_cut.h"
+#include "moetrim/row_statistics.h"
 #include "moetrim/statistics.h"
 #include "moetrim/vectors.h"
 
@@ -57,6 +58,8 @@ class PartialRun {
   /// Those of the group before are kept until the state goes on beyond the layer.
   void write_vectors(int group, const ExpertVectors& vectors) const;
   ExpertVectors read_vectors(int group, int layer, const StatisticsManifest& manifest) const;
+  void write_rows(int group, const RowStatistics& rows) const;
+  RowStatistics read_rows(int group, int layer, const StatisticsManifest& manifest) const;
 
   const std::filesystem::path& folder() const { return folder_; }
   /// The last group's files hold all sums: gives them their final names, and the folder its own.

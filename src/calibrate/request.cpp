@@ -25,6 +25,12 @@ void check_model(const Model& model, const CalibrateOptions& options) {
     throw InvalidInput(fmt::format("{}: second-order statistics follow the next-token loss, which does not pass through the {} "
                                    "multi-token-prediction block(s); choose --mtp keep or drop", folder, model.mtp_layers));
   }
+  const std::int64_t least = std::min(model.expert_width, model.hidden);
+  if (options.row_rank > 0 && options.row_rank >= least) {
+    throw UsageError(fmt::format("--low-rank {}: expected 1 to {}, below both sides of an expert's matrices ({} and {})",
+                                 options.row_rank, least - 1, model.expert_width, model.hidden));
+  }
+  if (options.row_rank > 0 && !options.second_order) throw Error("the importance of rows is measured in the reverse sweep");
   if (options.tcess_top_k < 1 || options.tcess_top_k > model.experts) {
     throw UsageError(fmt::format("--tcess-top-k must be from 1 to {}, got {}", model.experts, options.tcess_top_k));
   }
@@ -163,6 +169,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   if (options.second_order) manifest.expert_width = static_cast<int>(model.expert_width);
   manifest.sizes = sizes_of(model);
   manifest.vectors = vectors_of(model, options);
+  manifest.row_rank = options.row_rank;
   manifest.settings = options.settings;
   manifest.tool_version = options.tool_version;
   return manifest;

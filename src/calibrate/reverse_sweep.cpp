@@ -3,6 +3,7 @@
 #include "calibrate/reverse_sweep.h"
 
 #include <algorithm>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -67,6 +68,14 @@ void ReverseSweep::measure(Backward& backward, int group_number, const TokenGrou
     reversed.sums.down_squares = std::move(atoms.down_squares);
     reversed.sums.gate_up_squares = std::move(atoms.gate_up_squares);
   }
+  std::optional<RowStatistics> rows;
+  if (manifest_.row_rank > 0) {
+    rows = rows_before(group_number, layer);
+    reversed.rows = {.rank = manifest_.row_rank,
+                     .gate = std::move(rows->gate),
+                     .up = std::move(rows->up),
+                     .down = std::move(rows->down)};
+  }
   backward.run_layer(hidden, reversed);
   atoms.tokens = std::move(reversed.sums.tokens);
   atoms.activation = std::move(reversed.sums.activation);
@@ -76,6 +85,18 @@ void ReverseSweep::measure(Backward& backward, int group_number, const TokenGrou
   atoms.gate_up_squares = std::move(reversed.sums.gate_up_squares);
   observe_products(reversed, group.sequences, atoms);
   partial_.write_atoms(group_number, atoms);
+  if (!rows) return;
+  rows->gate = std::move(reversed.rows.gate);
+  rows->up = std::move(reversed.rows.up);
+  rows->down = std::move(reversed.rows.down);
+  partial_.write_rows(group_number, *rows);
+}
+
+/// As with atoms, from the group before.
+RowStatistics ReverseSweep::rows_before(int group_number, int layer) const {
+  if (group_number > 0) return partial_.read_rows(group_number - 1, layer, manifest_);
+  return RowStatistics(layer, tasks_, static_cast<int>(model_.experts), static_cast<int>(model_.expert_width),
+                       static_cast<int>(model_.hidden));
 }
 
 /// The hidden states before a layer; where they were not kept, the layers from the nearest kept ones on run again.

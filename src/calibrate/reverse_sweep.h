@@ -12,10 +12,12 @@ namespace moetrim {
 
 class ReverseSweep {
  public:
+  /// @param manifest  that will be written: tasks, and what is measured
   /// @param passed  called after every layer, and may throw to stop.
-  ReverseSweep(const Model& model, const ForwardOptions& options, int tasks, PartialRun& partial,
+  ReverseSweep(const Model& model, const ForwardOptions& options, const StatisticsManifest& manifest, PartialRun& partial,
                std::function<void(const RunState&)> passed)
-      : model_(model), options_(options), tasks_(tasks), partial_(partial), passed_(std::move(passed)) {}
+      : model_(model), options_(options), manifest_(manifest), tasks_(static_cast<int>(manifest.tasks.size())),
+        partial_(partial), passed_(std::move(passed)) {}
 
   /// Takes the loss after the last layer: `state` is then at the start of the reverse sweep, and saved.
   /// @param hidden  [T, H] residual stream after all layers
@@ -26,9 +28,11 @@ class ReverseSweep {
  private:
   at::Tensor boundary(int layer, int group_number, const TokenGroup& group) const;
   void measure(Backward& backward, int group_number, const TokenGroup& group) const;
+  RowStatistics rows_before(int group_number, int layer) const;
 
   const Model& model_;
   const ForwardOptions& options_;
+  const StatisticsManifest& manifest_;
   int tasks_;
   PartialRun& partial_;
   std::function<void(const RunState&)> passed_;

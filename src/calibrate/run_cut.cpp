@@ -7,6 +7,7 @@
 #include "calibrate/request.h"
 #include "calibrate/token_groups.h"
 #include "calibrate/vector_measure.h"
+#include "forward/row_importance.h"
 #include "moetrim/machine.h"
 
 namespace moetrim {
@@ -51,6 +52,26 @@ double vector_operations(const Model& model, const std::vector<Task>& tasks, con
   return of_layer * static_cast<double>(model.moe_layers(options.mtp).size());
 }
 
+/// Of RowStatistics of one layer.
+std::uint64_t row_file_bytes(const Model& model, std::size_t tasks) {
+  return tasks * static_cast<std::uint64_t>(model.experts * (2 * model.expert_width + model.hidden)) * sizeof(double);
+}
+
+/// Sums of a layer, and in every thread an expert's factors, what they leave, and the gradients by its matrices.
+std::uint64_t row_memory(const Model& model, std::size_t tasks, const CalibrateOptions& options, Precision precision) {
+  if (options.row_rank == 0) return 0;
+  return 2 * row_file_bytes(model, tasks) + thread_count(options) * row_importance_bytes(model, precision);
+}
+
+/// Multiply-adds times two of the gradients by the matrices, and of the factors of every expert in every group.
+double row_operations(const Model& model, const CalibrateOptions& options, std::int64_t tokens, std::size_t groups) {
+  if (options.row_rank == 0) return 0;
+  const double matrix = 2.0 * static_cast<double>(model.expert_width * model.hidden);
+  const double products = static_cast<double>(tokens * model.experts_per_token) * 3 * matrix;
+  const double factors = static_cast<double>(groups) * static_cast<double>(model.experts) * factor_operations(model);
+  return (products + factors) * static_cast<double>(model.moe_layers().size());
+}
+
 }  // namespace
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
@@ -67,8 +88,9 @@ MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks
   const std::uint64_t threads = thread_count(options);
   const std::uint64_t sums = (3 * tasks.size() + 2) * static_cast<std::uint64_t>(model.experts * model.expert_width) * 8;
   return plan_memory(model, options, std::max(forward + gradient, Backward::bytes_per_token(model, precision)),
-                     tiles + 2 * sums + std::max(threads * Backward::tape_bytes(model, precision, longest),
-                                                 head_bytes(model, options, threads * kHeldRows)));
+                     tiles + 2 * sums + row_memory(model, tasks.size(), options, precision) +
+                         std::max(threads * Backward::tape_bytes(model, precision, longest),
+                                  head_bytes(model, options, threads * kHeldRows)));
 }
 
 RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
@@ -116,12 +138,14 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
     estimate.boundary_bytes = cut.boundaries.token_bytes * static_cast<std::uint64_t>(largest);
     const auto atoms = experts * static_cast<std::uint64_t>(model.expert_width);
     estimate.disk_bytes += estimate.boundary_bytes + 2 * model.moe_layers().size() * (3 * tasks.size() + 2) * atoms * 8;
+    if (options.row_rank > 0) estimate.disk_bytes += 2 * model.moe_layers().size() * row_file_bytes(model, tasks.size());
   }
   const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
   if (options.vectors) {
     estimate.disk_bytes += (model.moe_layers(options.mtp).size() + 1) * vector_file_bytes(model, tasks.size(), *options.vectors);
   }
-  estimate.operations = sweeps * Forward::operations(model, lengths) + vector_operations(model, tasks, options);
+  estimate.operations = sweeps * Forward::operations(model, lengths) + vector_operations(model, tasks, options) +
+                        row_operations(model, options, estimate.tokens, groups.size());
   return estimate;
 }
 

@@ -24,8 +24,9 @@ void CalibrateFlags::add(CLI::App& command) {
   command.add_option("--statistics", statistics,
                      "Several with commas between them. default: all first-order statistics, always there; second-order: also the reverse "
                      "sweep, for scores of atomic experts; vectors: mean outputs, covariance of router logits and extremes; all-experts: "
-                     "also what every expert makes of every token; quantisation: also the error of experts at 1 to 4 bits; none: the "
-                     "forward pass alone, for timing")->capture_default_str();
+                     "also what every expert makes of every token; quantisation: also the error of experts at 1 to 4 bits; "
+                     "row-importance: second-order, and what rewrite --low-rank can choose rows by; none: the forward pass alone, "
+                     "for timing")->capture_default_str();
   command.add_option("--marker", markers, "With vectors: count apart the tokens of this text, as written and behind a space; repeatable")
       ->allow_extra_args(false);
   command.add_option("--activation-samples", activation_samples,
@@ -33,6 +34,8 @@ void CalibrateFlags::add(CLI::App& command) {
   command.add_option("--all-experts-tokens", all_experts_tokens,
                      "With all-experts: run every expert only on the first N counted tokens of a demonstration; 0: on all")
       ->check(CLI::NonNegativeNumber);
+  command.add_option("--low-rank", low_rank, "With row-importance: rank of the factors beside which rows are to stay")
+      ->check(CLI::PositiveNumber);
   command.add_option("--max-disk", max_disk, "Disk for hidden states between layers, second order only, for example 200GiB");
   command.add_option("--tcess-top-k", tcess_top_k, "k of PreMoe's marks on raw logits (official variant)")->capture_default_str();
   command.add_option("--tcess-threshold", tcess_threshold, "r of PreMoe's marks: the least share that counts; -1: all count")
@@ -44,7 +47,8 @@ void CalibrateFlags::add(CLI::App& command) {
 
 namespace {
 
-constexpr std::array<std::string_view, 6> kKinds{"default", "second-order", "vectors", "all-experts", "quantisation", "none"};
+constexpr std::array<std::string_view, 7> kKinds{"default",      "second-order",   "vectors", "all-experts",
+                                                 "quantisation", "row-importance", "none"};
 
 std::vector<std::string> kinds_of(const std::string& list) {
   std::vector<std::string> kinds;
@@ -74,7 +78,8 @@ StatisticsManifest::Vectors::Marker read_marker(const std::string& text, const T
 
 bool CalibrateFlags::wants(std::string_view kind) const {
   const auto kinds = kinds_of(statistics);
-  return std::find(kinds.begin(), kinds.end(), kind) != kinds.end();
+  const auto listed = [&](std::string_view name) { return std::find(kinds.begin(), kinds.end(), name) != kinds.end(); };
+  return listed(kind) || (kind == "second-order" && listed("row-importance"));
 }
 
 void CalibrateFlags::check() const {
@@ -82,6 +87,9 @@ void CalibrateFlags::check() const {
   if (!max_disk.empty() && !wants("second-order")) throw UsageError("--max-disk is for --statistics second-order");
   if ((activation_samples || all_experts_tokens > 0) && !wants("all-experts")) {
     throw UsageError("--activation-samples and --all-experts-tokens are for --statistics all-experts");
+  }
+  if (wants("row-importance") != (low_rank > 0)) {
+    throw UsageError("--statistics row-importance and --low-rank belong together: rows matter beside factors of one rank");
   }
   const bool vectors = wants("vectors") || wants("all-experts") || wants("quantisation");
   if (!markers.empty() && !vectors) throw UsageError("--marker is for --statistics vectors");
@@ -113,6 +121,7 @@ CalibrateOptions CalibrateFlags::options(const Session& session, const std::file
   options.count = task.count_value();
   options.second_order = wants("second-order");
   options.vectors = vectors(checkpoint);
+  options.row_rank = low_rank;
   if (!max_disk.empty()) options.max_disk = parse_bytes(max_disk);
   options.tcess_top_k = tcess_top_k;
   options.tcess_threshold = tcess_threshold;

@@ -16,7 +16,8 @@ namespace moetrim::cli {
 namespace {
 
 struct RewriteFlags {
-  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1";
+  std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1",
+              row_importance;
   int writers = 2, low_rank = 0;
   bool overwrite = false, other = false, dry_run = false;
 };
@@ -86,7 +87,8 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   }
   const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp),
                                .sources = {.statistics = flags.statistics}, .low_rank = flags.low_rank,
-                               .sparse_rows = Share::parse(flags.sparse_rows, "--sparse-rows")};
+                               .sparse_rows = Share::parse(flags.sparse_rows, "--sparse-rows"),
+                               .row_importance = flags.row_importance};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
@@ -131,6 +133,9 @@ void add_rewrite(CLI::App& app, Session& session) {
                       "those miss most; stored whole")->check(CLI::PositiveNumber);
   command->add_option("--sparse-rows", flags->sparse_rows, "With --low-rank: share of the matrices' entries, in whole rows, that stays")
       ->needs(rank)->capture_default_str();
+  command->add_option("--row-importance", flags->row_importance,
+                      "With --low-rank: rows stay by what they matter to the loss, from this folder of calibrate --statistics "
+                      "row-importance on the same checkpoint; without it, by what the factors miss")->needs(rank);
   command->add_option("--also-dtype", flags->also_dtype,
                       "Write a second checkpoint beside the output, OUTPUT-bf16, with quantised weights dequantised: bf16");
   command->add_flag("--overwrite", flags->overwrite, "Replace the output if moetrim wrote it");

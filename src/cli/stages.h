@@ -27,6 +27,7 @@ struct CalibrateFlags {
   std::int64_t all_experts_tokens = 0;
   int tcess_top_k = 1;
   double tcess_threshold = -1;
+  int low_rank = 0;
   std::int64_t trace = 0;
   std::string mtp = "prune";
   std::string max_disk;

@@ -7,6 +7,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/distributed.h"
 #include "moetrim/error.h"
+#include "moetrim/row_statistics.h"
 #include "moetrim/vectors.h"
 
 namespace moetrim {
@@ -82,6 +83,10 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
          .vectors =
              [&](std::size_t rank, int layer) {
                return read_vectors_file(receiver.file(rank, vector_file_name(layer)), parts[rank]);
+             },
+         .rows =
+             [&](std::size_t rank, int layer) {
+               return read_row_statistics(receiver.file(rank, row_file_name(layer)), parts[rank]);
              }});
   } else {
     // In the order in which rank 0 asks.
@@ -89,6 +94,7 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
       ranks.send(0, file_bytes(part / layer_file_name(layer)));
       if (own.expert_width > 0) ranks.send(0, file_bytes(part / atom_file_name(layer)));
       if (own.vectors) ranks.send(0, file_bytes(part / vector_file_name(layer)));
+      if (own.row_rank > 0) ranks.send(0, file_bytes(part / row_file_name(layer)));
     }
   }
   ranks.meet();

@@ -70,7 +70,10 @@ std::vector<RowImportance> ComputedSlab::row_importance(const Piece& piece) {
 void ComputedSlab::factor(const Piece& piece, std::vector<RowImportance>* importance) {
   const TensorPlace& place = place_of(model_, *piece.source);
   try {
-    factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), *piece.recipe->low_rank, importance);
+    const LowRank& low_rank = *piece.recipe->low_rank;
+    std::vector<RowImportance> measured;
+    if (!low_rank.measured.empty()) measured = measured_rows(model_, low_rank, piece);
+    factor_slab(sum_, matrices_of(model_, weight_of(model_, place, place.expert)), low_rank, importance, measured);
   } catch (const InvalidInput& problem) {
     throw InvalidInput(fmt::format("tensor {}: {}", piece.source->name, problem.what()));
   }
@@ -83,14 +86,17 @@ void ComputedSlab::mix(const Piece& piece) {
   sum_.assign(static_cast<std::size_t>(slab_elements(model_, weight)), 0.0);
   if (recipe.values) {
     if (recipe.values->size() != sum_.size()) {
-      throw Error(fmt::format("tensor {}: {} values were given for {}", piece.source->name, recipe.values->size(), sum_.size()));
+      throw Error(fmt::format("tensor {}: {} values were given for {}", piece.source->name, recipe.values->size(),
+                              sum_.size()));
     }
     std::copy(recipe.values->begin(), recipe.values->end(), sum_.begin());
     return;
   }
   const auto permutations = recipe.group ? alignments_.of(recipe.group) : nullptr;
   for (std::size_t i = 0; i < recipe.parts.size(); ++i) {
-    add(place, recipe.parts[i], permutations ? std::span<const std::int32_t>((*permutations)[i]) : std::span<const std::int32_t>());
+    std::span<const std::int32_t> permutation;
+    if (permutations) permutation = (*permutations)[i];
+    add(place, recipe.parts[i], permutation);
   }
   multiply(recipe, weight);
   add_noise(recipe);

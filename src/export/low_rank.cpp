@@ -10,9 +10,12 @@
 #include <mutex>
 #include <thread>
 
+#include <fmt/format.h>
+
 #include "export/computed_slab.h"
 #include "moetrim/error.h"
 #include "moetrim/matrix.h"
+#include "moetrim/row_statistics.h"
 
 namespace moetrim::export_detail {
 
@@ -36,7 +39,8 @@ std::vector<const Piece*> factored(const ExportRequest& request) {
 /// Rows of matrices by the number of their columns: there are two, of H and of F.
 void add_rows(std::vector<RowImportance>& to, const std::vector<RowImportance>& from) {
   for (const RowImportance& rows : from) {
-    auto found = std::find_if(to.begin(), to.end(), [&](const RowImportance& other) { return other.columns == rows.columns; });
+    const auto as_wide = [&](const RowImportance& other) { return other.columns == rows.columns; };
+    const auto found = std::find_if(to.begin(), to.end(), as_wide);
     if (found == to.end()) {
       to.push_back(rows);
     } else {
@@ -45,9 +49,10 @@ void add_rows(std::vector<RowImportance>& to, const std::vector<RowImportance>& 
   }
 }
 
-/// Sums of (a b) / c without overflow.
+/// a b / c, rounded down, without overflow.
 std::uint64_t times(std::uint64_t a, std::int64_t b, std::int64_t c) {
-  return static_cast<std::uint64_t>(static_cast<unsigned __int128>(a) * static_cast<std::uint64_t>(b) / static_cast<std::uint64_t>(c));
+  const auto product = static_cast<unsigned __int128>(a) * static_cast<std::uint64_t>(b);
+  return static_cast<std::uint64_t>(product / static_cast<std::uint64_t>(c));
 }
 
 }  // namespace
@@ -73,9 +78,10 @@ std::vector<MatrixView> matrices_of(const Model& model, const Weight& weight) {
 }
 
 void factor_slab(std::span<double> slab, std::span<const MatrixView> matrices, const LowRank& low_rank,
-                 std::vector<RowImportance>* importance) {
+                 std::vector<RowImportance>* importance, std::span<const RowImportance> measured) {
   std::vector<double> product;
-  for (const MatrixView& matrix : matrices) {
+  for (std::size_t m = 0; m < matrices.size(); ++m) {
+    const MatrixView& matrix = matrices[m];
     const auto at = [&](std::size_t row, std::size_t column) -> double& {
       return slab[matrix.first + row * matrix.row_step + column * matrix.column_step];
     };
@@ -89,7 +95,8 @@ void factor_slab(std::span<double> slab, std::span<const MatrixView> matrices, c
       const double* factors = product.data() + row * matrix.columns;
       double left = 0;
       for (std::size_t column = 0; column < matrix.columns; ++column) left += std::abs(at(row, column) - factors[column]);
-      rows.of_row.push_back(static_cast<float>(left / static_cast<double>(matrix.columns)));
+      const auto mean = static_cast<float>(left / static_cast<double>(matrix.columns));
+      rows.of_row.push_back(measured.empty() ? mean : measured[m].of_row[row]);
       if (importance != nullptr || rows.of_row.back() >= low_rank.threshold) continue;
       for (std::size_t column = 0; column < matrix.columns; ++column) at(row, column) = factors[column];
     }
@@ -119,6 +126,82 @@ float row_threshold(std::span<const RowImportance> rows, const Share& share) {
   throw Error("more rows were asked for than there are");
 }
 
+std::vector<RowImportance> measured_rows(const Model& model, const LowRank& low_rank, const Piece& piece) {
+  const TensorPlace& place = place_of(model, *piece.source);
+  const auto width = static_cast<std::size_t>(model.expert_width);
+  const auto per_expert = 2 * width + static_cast<std::size_t>(model.hidden);
+  const Role role = place.rule->role;
+  const bool down = role == Role::expert_down || role == Role::fused_down;
+  const auto expert = static_cast<std::size_t>(piece.recipe->parts.front().expert);
+  const float* row = low_rank.measured.at(place.layer).data() + expert * per_expert;
+  row += down ? 2 * width : role == Role::expert_up ? width : 0;
+  std::vector<RowImportance> out;
+  for (const MatrixView& matrix : matrices_of(model, weight_of(model, place, place.expert))) {
+    out.push_back({.columns = matrix.columns, .of_row = {row, row + matrix.rows}});
+    row += matrix.rows;
+  }
+  return out;
+}
+
+void check_row_importance(const Model& model, const Plan& plan, const ExportRequest& request) {
+  const std::string folder = request.row_importance.string();
+  if (changes_values(plan)) {
+    throw UsageError("--row-importance was measured on the experts as they are, and the plan changes them; write that checkpoint "
+                     "first, measure it, and give a plan that keeps it");
+  }
+  const StatisticsManifest manifest = read_statistics_manifest(request.row_importance);
+  if (manifest.row_rank != request.low_rank->rank) {
+    throw InvalidInput(fmt::format("{}: {}; calibrate with --statistics row-importance --low-rank {}", folder,
+                                   manifest.row_rank == 0 ? "holds no row importance"
+                                                          : fmt::format("rows were measured beside factors of rank {}", manifest.row_rank),
+                                   request.low_rank->rank));
+  }
+  const bool fits = manifest.experts == model.experts && manifest.expert_width == model.expert_width &&
+                    manifest.sizes.hidden == model.hidden;
+  if (manifest.checkpoint_fingerprint != request.source_fingerprint || !fits) {
+    throw InvalidInput(fmt::format("{}: is of another checkpoint than {}; the importance of rows is that of these weights", folder,
+                                   model.checkpoint->folder().string()));
+  }
+  for (const Piece* piece : factored(request)) {
+    const int layer = place_of(model, *piece->source).layer;
+    if (std::binary_search(manifest.moe_layers.begin(), manifest.moe_layers.end(), layer)) continue;
+    throw InvalidInput(fmt::format("{}: layer {} was not measured, since the loss does not pass through it; keep or drop "
+                                   "multi-token-prediction blocks", folder, layer));
+  }
+}
+
+nlohmann::ordered_json row_importance_record(const ExportRequest& request) {
+  nlohmann::ordered_json tasks = nlohmann::ordered_json::array();
+  for (const auto& task : read_statistics_manifest(request.row_importance).tasks) {
+    tasks.push_back({{"name", task.name}, {"digest", task.digest}});
+  }
+  return tasks;
+}
+
+void read_row_importance(const ExportRequest& request) {
+  const StatisticsManifest manifest = read_statistics_manifest(request.row_importance);
+  for (const int layer : manifest.moe_layers) {
+    const RowStatistics rows = read_row_statistics(request.row_importance, manifest, layer);
+    auto& out = request.low_rank->measured[layer];
+    out.clear();
+    const auto add = [&](const std::vector<double>& values, int length, int expert) {
+      const std::size_t per_task = static_cast<std::size_t>(rows.experts) * static_cast<std::size_t>(length);
+      for (int i = 0; i < length; ++i) {
+        double sum = 0;
+        for (int task = 0; task < rows.tasks; ++task) {
+          sum += values[static_cast<std::size_t>(task) * per_task + static_cast<std::size_t>(expert * length + i)];
+        }
+        out.push_back(static_cast<float>(std::min<double>(sum, std::numeric_limits<float>::max())));
+      }
+    };
+    for (int expert = 0; expert < rows.experts; ++expert) {
+      add(rows.gate, rows.width, expert);
+      add(rows.up, rows.width, expert);
+      add(rows.down, rows.hidden, expert);
+    }
+  }
+}
+
 float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options) {
   const Model& model = *request.model;
   const auto pieces = factored(request);
@@ -132,7 +215,8 @@ float find_row_threshold(const Checkpoint& source, const ExportRequest& request,
       ComputedSlab slabs(source, model, alignments);
       for (std::size_t i = next++; i < pieces.size(); i = next++) {
         if (options.stop != nullptr && *options.stop) throw Interrupted("stopped by a signal; repeat the command to go on");
-        const auto found = slabs.row_importance(*pieces[i]);
+        const bool known = !request.low_rank->measured.empty();
+        const auto found = known ? measured_rows(model, *request.low_rank, *pieces[i]) : slabs.row_importance(*pieces[i]);
         const std::lock_guard lock(mutex);
         add_rows(rows, found);
       }
@@ -164,7 +248,13 @@ std::uint64_t low_rank_bytes(const ExportRequest& request, int writers) {
     }
   }
   constexpr std::uint64_t kPerRow = 3 * sizeof(float) + 2 * sizeof(std::size_t);  // kept, and sorted with its columns
-  return rows * kPerRow + static_cast<std::uint64_t>(writers) * largest;
+  std::uint64_t measured = 0;  // of all layers, and as the file of one has it
+  if (!request.row_importance.empty()) {
+    const auto of_layer = static_cast<std::uint64_t>(model.experts * (2 * model.expert_width + model.hidden));
+    const auto tasks = read_statistics_manifest(request.row_importance).tasks.size();
+    measured = of_layer * (model.moe_layers().size() * sizeof(float) + tasks * sizeof(double));
+  }
+  return measured + rows * kPerRow + static_cast<std::uint64_t>(writers) * largest;
 }
 
 }  // namespace moetrim::export_detail

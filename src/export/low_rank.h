@@ -20,20 +20,31 @@ std::vector<MatrixView> matrices_of(const Model& model, const Weight& weight);
 /// Rows whose importance is known, of matrices with as many columns.
 struct RowImportance {
   std::size_t columns = 0;
-  std::vector<float> of_row;  ///< mean |matrix - factors| over the row
+  std::vector<float> of_row;  ///< mean |matrix - factors| over the row, or what was measured
 };
 
 /// The factors' product in place of all rows whose importance is below the threshold.
 /// @param importance  is given every row's where it is not null; then the values stay as they are
+/// @param measured    the rows' importance, matrix by matrix; none: it is what the factors miss
 void factor_slab(std::span<double> slab, std::span<const MatrixView> matrices, const LowRank& low_rank,
-                 std::vector<RowImportance>* importance = nullptr);
+                 std::vector<RowImportance>* importance = nullptr, std::span<const RowImportance> measured = {});
+
+/// Of the matrices of a piece, as `low_rank` has them.
+std::vector<RowImportance> measured_rows(const Model& model, const LowRank& low_rank, const Piece& piece);
+/// Whether the statistics can say which rows stay. Reads their manifest.
+/// @throws InvalidInput when they are of another checkpoint or rank, UsageError for a plan that changes experts before.
+void check_row_importance(const Model& model, const Plan& plan, const ExportRequest& request);
+/// What moetrim.json says of them: the tasks.
+nlohmann::ordered_json row_importance_record(const ExportRequest& request);
+/// Reads them, all tasks together. @throws InvalidInput naming the file
+void read_row_importance(const ExportRequest& request);
 
 /// The importance from which on rows stay whole: that of the k-th smallest entry, counted from 1, where every row has as many
 /// entries as columns and k is the number of entries times (1 - share), rounded down. Rows that tie with it stay, as published
 /// (LoSparse). Below everything for k = 0.
 float row_threshold(std::span<const RowImportance> rows, const Share& share);
 
-/// Looks at every matrix that gets factors, by that many threads. @throws Interrupted when `stop` was set
+/// Looks at every matrix that gets factors, by that many threads, unless the importance was measured. @throws Interrupted when `stop` was set
 float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options);
 
 /// Memory of that, and of the factors of one matrix.

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "export/base_model.h"
+#include "export/low_rank.h"
 #include "export/modelling_code.h"
 #include "export/width_facts.h"
 #include "moetrim/export.h"
@@ -47,7 +48,9 @@ nlohmann::ordered_json record_of(const ExportRequest& request, const Plan& plan,
   if (request.model->mtp_layers > 0) record["mtp"] = mtp == Mtp::prune ? "prune" : mtp == Mtp::keep ? "keep" : "drop";
   if (facts) record["slim"] = width_record(*facts);
   if (request.low_rank) {
-    record["low_rank"] = {{"rank", request.low_rank->rank}, {"sparse_rows", request.sparse_rows.value()}, {"merged_only", merges(plan)}};
+    record["low_rank"] = {{"rank", request.low_rank->rank}, {"sparse_rows", request.sparse_rows.value()},
+                          {"merged_only", merges(plan)}};
+    if (!request.row_importance.empty()) record["low_rank"]["row_importance"] = row_importance_record(request);
   }
   record["warnings"] = request.warnings;
   record["plan"] = plan_to_json(plan);
@@ -82,8 +85,10 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
     request.low_rank = std::make_shared<LowRank>(LowRank{.rank = options.low_rank});
     request.sources.low_rank = request.low_rank;
     request.sparse_rows = options.sparse_rows;
+    request.row_importance = options.row_importance;
   }
   request.tensors = plan_tensors(model, plan, mtp, request.sources);
+  if (!request.row_importance.empty()) check_row_importance(model, plan, request);
   request.config = rewrite_config(model, plan, mtp);
   request.warnings = rewrite_warnings(model, plan, mtp);
   const auto facts = width_facts(model, plan, request.tensors, mtp);
@@ -92,13 +97,16 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   }
   if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));
   if (request.low_rank) {
-    request.warnings.push_back(fmt::format("Matrices of {} are of rank {}, but for rows that hold at least {:.4g} % of their entries and that "
-                                           "such factors miss most. They are stored whole: the file is as large as without.",
-                                           merges(plan) ? "merged experts" : "experts", options.low_rank, 100 * options.sparse_rows.value()));
+    request.warnings.push_back(fmt::format("Matrices of {} are of rank {}, but for rows that hold at least {:.4g} % of their entries "
+                                           "and that {}. They are stored whole: the file is as large as without.",
+                                           merges(plan) ? "merged experts" : "experts", options.low_rank,
+                                           100 * options.sparse_rows.value(),
+                                           request.row_importance.empty() ? "such factors miss most"
+                                                                          : "matter most to the loss of the demonstrations"));
   }
   if (const auto weights = edited_codes(request.tensors); weights > 0) {
-    request.warnings.push_back(fmt::format("The values of {} weights in FP8 blocks changed and are quantised again, with a new scale per "
-                                           "block.", weights));
+    request.warnings.push_back(fmt::format("The values of {} weights in FP8 blocks changed and are quantised again, with a new "
+                                           "scale per block.", weights));
   }
   request.record = record_of(request, plan, facts, tool_version, mtp);
   request.card = model_card(model, plan, request.tensors, request.warnings, tool_version, {}, mtp);

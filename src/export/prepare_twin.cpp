@@ -81,6 +81,7 @@ TwinRequest prepare_twin(const Model& model, const Plan& plan, const ExportReque
   twin.sources = pruned.sources;
   twin.low_rank = pruned.low_rank;
   twin.sparse_rows = pruned.sparse_rows;
+  twin.row_importance = pruned.row_importance;
   for (const auto& warning : rewrite_warnings(model, plan, options.mtp)) {
     if (!warning.starts_with(kQuantization)) twin.warnings.push_back(warning);  // the twin has no such key
   }

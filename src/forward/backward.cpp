@@ -14,6 +14,7 @@
 #include "forward/linear.h"
 #include "forward/output_head.h"
 #include "forward/router.h"
+#include "forward/row_importance.h"
 #include "forward/taped_tile.h"
 #include "forward/workplace.h"
 #include "moetrim/error.h"
@@ -190,10 +191,15 @@ void Backward::State::reverse_moe(const LayerTensors& tensors, ReversedLayer& re
   reversed.experts_per_token = routed.experts_per_token;
   reversed.ids = routed.ids;
   of_experts.of_input = layer > lowest ? at::zeros_like(gradient) : at::Tensor();
+  std::vector<bool> chosen(static_cast<std::size_t>(model.experts));
+  for (const std::int32_t expert : routed.ids) chosen[static_cast<std::size_t>(expert)] = true;
   const FetchExpert fetch = [&](int expert) -> ExpertLoader {
-    return [this, &tensors, expert, bytes = stream->take_expert(expert)] {
+    const std::int64_t rank = chosen[static_cast<std::size_t>(expert)] ? reversed.rows.rank : 0;
+    return [this, &tensors, expert, rank, bytes = stream->take_expert(expert)] {
       const c10::NoGradGuard no_tape;
-      return load_expert(model, tensors, expert, bytes, numerics, device);
+      ExpertWeights weights = load_expert(model, tensors, expert, bytes, numerics, device);
+      if (rank > 0) add_rests(weights, rank, numerics.wide(), fmt::format("layer {}, expert {}", layer, expert));
+      return weights;
     };
   };
   const at::Tensor of_output = model.residual_scale == 1.0 ? gradient : gradient * model.residual_scale;

@@ -10,16 +10,18 @@
 #include "forward/experts.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
+#include "forward/row_importance.h"
 
 namespace moetrim {
 
 namespace {
 
-/// Rows [begin, end) of a tile that belong to one task, and their sums A, B and J: [3, F] f64.
+/// Rows [begin, end) of a tile that belong to one task, and their sums: A, B and J [3, F] f64, and of the matrices' rows.
 struct TaskRows {
   std::int64_t begin = 0, end = 0;
   int task = 0;
   at::Tensor sums = {};
+  MatrixRows rows = {};
 };
 
 std::vector<TaskRows> split_by_task(const ExpertRows& rows, const TileTask& tile, int experts_per_token,
@@ -68,6 +70,9 @@ ReversedTile reverse_tile(const TileContext& context, const ExpertWeights& exper
     at::Tensor part_products = own(out.products);
     kernels::reverse_atoms(numerics, gated_unit(context.model), own(activated), own(of_activated), own(rows.gates), part_gate_up,
                            part_products, part.sums);
+    if (!expert.down_rest.defined()) continue;
+    part.rows = row_importance(expert, {.input = own(input), .activated = own(activated), .of_gate_up = part_gate_up,
+                                        .of_output = own(gradient) * own(rows.gates).unsqueeze(1)});
   }
   if (expert.down_bias.defined()) out.products.add_(at::mv(gradient, expert.down_bias.to(gradient.scalar_type())));
   if (!input_wanted) return out;
@@ -91,6 +96,14 @@ void add_sums(const TaskRows& part, int expert, const ReversedLayer& layer, Atom
   add_to(sums.activation.data() + at, part.sums[0]);
   add_to(sums.gradient.data() + at, part.sums[1]);
   add_to(sums.joint.data() + at, part.sums[2]);
+}
+
+void add_rows(const TaskRows& part, int expert, const ReversedLayer& layer, RowSums& sums) {
+  if (!part.rows.gate.defined()) return;
+  const std::int64_t row = static_cast<std::int64_t>(part.task) * layer.experts + expert;
+  add_to(sums.gate.data() + row * part.rows.gate.size(0), part.rows.gate);
+  add_to(sums.up.data() + row * part.rows.up.size(0), part.rows.up);
+  add_to(sums.down.data() + row * part.rows.down.size(0), part.rows.down);
 }
 
 /// Squared lengths of the atoms' weights.
@@ -144,7 +157,10 @@ void reverse_experts(const TileContext& context, const FetchExpert& fetch, const
           gradients.of_gates[pair] = of_gates.const_data_ptr<double>()[i];
         }
         if (!turn.wait(task->number)) return;
-        for (const TaskRows& part : back.by_task) add_sums(part, task->expert, reversed, reversed.sums);
+        for (const TaskRows& part : back.by_task) {
+          add_sums(part, task->expert, reversed, reversed.sums);
+          add_rows(part, task->expert, reversed, reversed.rows);
+        }
         if (back.of_rows.defined()) {
           const at::Tensor ones = at::ones_like(tile.gates);
           at::Tensor norms = at::empty({back.of_rows.size(0)}, tile.gates.options().dtype(at::kFloat));

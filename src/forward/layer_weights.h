@@ -62,6 +62,7 @@ struct ExpertWeights {
   at::Tensor gate_up, gate_up_bias;  // [2 F, H], gate first; [2 F]
   at::Tensor down, down_bias;        // [H, F]; [H]
   WeightBuffer bytes = {};  // the memory under them where no conversion was needed: it is reused once this is gone
+  at::Tensor gate_up_rest = {}, down_rest = {};  // as row_importance.h makes them: what factors of low rank would leave
 };
 
 /// Bytes of a layer without its experts, as one group.

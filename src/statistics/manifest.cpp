@@ -174,6 +174,14 @@ StatisticsManifest::Vectors vectors_from_json(JsonFields fields, const std::file
   return vectors;
 }
 
+/// Rows are measured with the atomic experts, and the rank is below both sides of a matrix.
+int row_rank_from_json(JsonFields& fields, const StatisticsManifest& manifest) {
+  if (!fields.has("row_rank")) return 0;
+  const std::int64_t least = std::min<std::int64_t>(manifest.expert_width, manifest.sizes.hidden);
+  if (least < 2) fields.fail("row_rank", "expected none without expert_width and sizes");
+  return fields.whole("row_rank", 1, static_cast<int>(least) - 1);
+}
+
 /// Files of routers without groups, and those from before groups were known, have no such field.
 RouterGroups groups_from_json(JsonFields& fields, const std::filesystem::path& file, const StatisticsManifest& manifest) {
   if (!fields.has("groups")) return {};
@@ -217,6 +225,7 @@ nlohmann::ordered_json manifest_to_json(const StatisticsManifest& manifest) {
   if (manifest.expert_width > 0) json["expert_width"] = manifest.expert_width;
   if (manifest.sizes != StatisticsManifest::Sizes{}) json["sizes"] = sizes_to_json(manifest.sizes);
   if (manifest.vectors) json["vectors"] = vectors_to_json(*manifest.vectors);
+  if (manifest.row_rank > 0) json["row_rank"] = manifest.row_rank;
   if (manifest.part) json["part"] = part_to_json(*manifest.part);
   manifest_from_json(json, "manifest to be written");
   return json;
@@ -251,6 +260,7 @@ StatisticsManifest manifest_from_json(const nlohmann::ordered_json& json, const 
   if (fields.has("vectors")) {
     manifest.vectors = vectors_from_json(JsonFields(fields.object("vectors"), file, "vectors"), file, manifest.sizes);
   }
+  manifest.row_rank = row_rank_from_json(fields, manifest);
   manifest.settings = fields.object("settings");
   fields.finish();
   return manifest;

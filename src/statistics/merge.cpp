@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "moetrim/error.h"
+#include "moetrim/row_statistics.h"
 #include "moetrim/suggest.h"
 #include "moetrim/vectors.h"
 #include "statistics/check.h"
@@ -205,6 +206,17 @@ ExpertVectors StatisticsMerge::vectors(const std::function<ExpertVectors(std::si
   });
 }
 
+RowStatistics StatisticsMerge::rows(const std::function<RowStatistics(std::size_t part)>& read) const {
+  const int tasks = static_cast<int>(manifest_.tasks.size());
+  return fold<RowStatistics>(parts_.size(), [&](std::size_t i) {
+    const RowStatistics part = read(order_[i]);
+    RowStatistics out(part.layer, tasks, part.experts, part.width, part.hidden);
+    const auto& places = places_[order_[i]];
+    for (std::size_t task = 0; task < places.size(); ++task) out.add_task(places[task], part, static_cast<int>(task));
+    return out;
+  });
+}
+
 Statistics merge_statistics(std::span<const Statistics> parts) {
   std::vector<StatisticsManifest> manifests;
   std::vector<std::string> names;
@@ -216,6 +228,7 @@ Statistics merge_statistics(std::span<const Statistics> parts) {
   const StatisticsMerge merge(std::move(manifests), std::move(names));
   Statistics sum{.manifest = merge.manifest(), .layers = {}};
   sum.manifest.vectors.reset();
+  sum.manifest.row_rank = 0;
   for (std::size_t l = 0; l < parts.front().layers.size(); ++l) {
     sum.layers.push_back(merge.layer([&](std::size_t part) { return parts[part].layers[l]; }));
   }

@@ -2,8 +2,11 @@
 #include "moetrim/statistics.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
+#include <string_view>
 #include <system_error>
+#include <utility>
 
 #include <unistd.h>
 
@@ -11,6 +14,7 @@
 
 #include "moetrim/checkpoint.h"
 #include "moetrim/error.h"
+#include "moetrim/row_statistics.h"
 #include "moetrim/suggest.h"
 #include "moetrim/vectors.h"
 #include "statistics/check.h"
@@ -29,8 +33,19 @@ std::set<std::string> file_names(const StatisticsManifest& manifest) {
     names.insert(layer_file_name(layer));
     if (manifest.expert_width > 0) names.insert(atom_file_name(layer));
     if (manifest.vectors) names.insert(vector_file_name(layer));
+    if (manifest.row_rank > 0) names.insert(row_file_name(layer));
   }
   return names;
+}
+
+/// What a file of a layer holds, in words; empty for other files.
+std::string_view kind_of(std::string_view name) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kKinds{
+      {{"layer-", "layer"}, {"atoms-", "second-order statistics"}, {"vectors-", "vectors"}, {"rows-", "row importance"}}};
+  for (const auto& [prefix, kind] : kKinds) {
+    if (name.starts_with(prefix)) return kind;
+  }
+  return {};
 }
 
 /// A file that the manifest does not list was left by another run, or by one that did not finish. Files that are not read
@@ -40,13 +55,12 @@ void check_files(const fs::path& folder, const StatisticsManifest& manifest) {
   std::set<std::string> found;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("layer-") || name.starts_with("atoms-") || name.starts_with("vectors-")) found.insert(name);
+    if (!kind_of(name).empty()) found.insert(name);
   }
   for (const std::string& name : found) {
     if (expected.contains(name)) continue;
-    const char* what = name.starts_with("atoms-") ? "second-order statistics" : name.starts_with("vectors-") ? "vectors" : "layer";
     throw InvalidInput(fmt::format("{}: the manifest lists no such {}; remove the file, or use the folder it belongs to",
-                                   (folder / name).string(), what));
+                                   (folder / name).string(), kind_of(name)));
   }
   for (const std::string& name : expected) {
     if (found.contains(name)) continue;
@@ -133,8 +147,9 @@ int Statistics::task(std::string_view name) const {
 
 void write_statistics(const fs::path& folder, const Statistics& statistics) {
   check_statistics(statistics, "statistics for " + folder.string());
-  if (statistics.manifest.vectors) {
-    throw InvalidInput(fmt::format("statistics for {}: the manifest announces vectors, which are not held in memory", folder.string()));
+  if (statistics.manifest.vectors || statistics.manifest.row_rank > 0) {
+    throw InvalidInput(fmt::format("statistics for {}: the manifest announces {}, which are not held in memory", folder.string(),
+                                   statistics.manifest.vectors ? "vectors" : "rows"));
   }
   write_folder(folder, statistics.manifest, [&](const fs::path& staging) {
     for (const auto& layer : statistics.layers) write_layer_statistics(staging / layer_file_name(layer.layer), layer);
@@ -166,7 +181,8 @@ PartReader read_parts(const std::vector<fs::path>& folders) {
                 check_atoms(manifests[part], index_of(manifests[part], id), atoms, file.string());
                 return atoms;
               },
-          .vectors = [=](std::size_t part, int id) { return read_vectors(folders[part], manifests[part], id); }};
+          .vectors = [=](std::size_t part, int id) { return read_vectors(folders[part], manifests[part], id); },
+          .rows = [=](std::size_t part, int id) { return read_row_statistics(folders[part], manifests[part], id); }};
 }
 
 void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merge, const PartReader& read) {
@@ -182,9 +198,14 @@ void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merg
         check_atoms(manifest, i, atoms, "sum for " + folder.string());
         write_atom_statistics(staging / atom_file_name(id), atoms);
       }
-      if (!manifest.vectors) continue;
-      const auto vectors = merge.vectors([&](std::size_t part) { return read.vectors(part, id); });
-      write_vectors_file(staging / vector_file_name(id), vectors);
+      // The order is that in which collect_statistics sends them.
+      if (manifest.vectors) {
+        const auto vectors = merge.vectors([&](std::size_t part) { return read.vectors(part, id); });
+        write_vectors_file(staging / vector_file_name(id), vectors);
+      }
+      if (manifest.row_rank == 0) continue;
+      const auto rows = merge.rows([&](std::size_t part) { return read.rows(part, id); });
+      write_row_statistics(staging / row_file_name(id), rows);
     }
   });
 }
