@@ -20,8 +20,9 @@ namespace moetrim {
 enum class MergeFeatures {
   outputs,  ///< an expert's mean output over tokens that every expert was run on
   logits,   ///< an expert's raw router logits, token by token
+  weights,  ///< all values of an expert's matrices
 };
-/// "outputs", "logits".
+/// "outputs", "logits", "weights".
 std::string_view merge_features_name(MergeFeatures features);
 /// @throws UsageError
 MergeFeatures merge_features_from_name(std::string_view name);
@@ -56,6 +57,7 @@ struct MergeFacts {
   std::vector<double> saliency = {};  ///< [n] REAP's score
   std::vector<double> gram = {};      ///< [n, n] products of raw router logits, per counted token; empty unless needed
   std::vector<double> outputs = {};   ///< [n, hidden] mean outputs; likewise
+  std::vector<double> weight_distances = {};  ///< [n, n]; likewise
   std::size_t hidden = 0;
 
   int size() const { return static_cast<int>(usage.size()); }
@@ -114,7 +116,15 @@ struct MergeRequest {
   std::optional<Alignment> align = {};  ///< none: the method's own
   std::vector<std::pair<std::string, double>> task_weights = {};  ///< as for score()
   Variant variant = Variant::executed;  ///< of REAP's score, for methods that weigh by it
+  /// Of a layer, as weight_distances() gives it; for MergeFeatures::weights only.
+  std::function<std::vector<double>(int layer)> weight_distances = {};
 };
+
+/// How far apart the matrices of a layer's experts are: Euclidean, over gate, up and down together, biases left out.
+/// Blocks of all experts are compared as they are read, once; memory is 512 KiB for each.
+/// @return [experts, experts] fp64
+/// @throws InvalidInput naming the tensor for quantised weights, and for values that are not finite.
+std::vector<double> weight_distances(const Model& model, int layer);
 
 /// Whether the options say something to the method and go together: before anything is measured.
 /// @throws UsageError
@@ -123,6 +133,8 @@ void check_merge(const MergeRequest& request);
 void check_merge(const MergeRequest& request, const RouterLimits& limits, bool regroup);
 /// Whether the statistics must have every expert's outputs: calibrate --statistics all-experts.
 bool needs_all_experts(const MergeRequest& request);
+/// Whether they must have anything beside counts: calibrate --statistics vectors.
+bool needs_vectors(const MergeRequest& request);
 /// Whether activations of sampled tokens are compared when the new checkpoint is written.
 bool aligns_by_activations(const MergeRequest& request);
 

@@ -6,6 +6,7 @@
 
 #include "cli/stages.h"
 #include "moetrim/error.h"
+#include "moetrim/family.h"
 
 namespace moetrim::cli {
 
@@ -38,8 +39,9 @@ void MergeFlags::add(CLI::App& command) {
   command.add_option("--merge-counts", counts,
                      "uniform: as many in every layer; adaptive: by usage over all layers, m-smoe only; default: uniform");
   command.add_option("--merge-features", features,
-                     "What hc-smoe compares: outputs (mean outputs, needs calibrate --statistics all-experts) or logits; "
-                     "default: outputs");
+                     "What hc-smoe compares: outputs (mean outputs, needs calibrate --statistics all-experts), logits or "
+                     "weights; default: outputs");
+  command.add_option("--checkpoint", checkpoint, "The checkpoint that was calibrated, for --merge-features weights");
   command.add_option("--linkage", linkage, "Of hc-smoe: average, complete, single or ward; default: average");
   command.add_option("--group-size", group_size, "Of ream: most experts of a group; default: 16");
   command.add_option("--router", router,
@@ -54,7 +56,7 @@ void MergeFlags::check_unused() const {
   for (const auto& [option, value] : {std::pair("--merge-to", &to), std::pair("--merge-counts", &counts),
                                       std::pair("--merge-features", &features), std::pair("--linkage", &linkage),
                                       std::pair("--group-size", &group_size), std::pair("--router", &router),
-                                      std::pair("--merge-align", &align)}) {
+                                      std::pair("--merge-align", &align), std::pair("--checkpoint", &checkpoint)}) {
     if (!value->empty()) throw UsageError(fmt::format("{} is for plans that merge; add --merge, or leave it out", option));
   }
 }
@@ -68,6 +70,21 @@ MergeRequest MergeFlags::request(const ScoreFlags& score) const {
   if (!group_size.empty()) out.group_size = parse_group_size(group_size);
   if (!router.empty()) out.router = merged_router_from_name(router);
   if (!align.empty()) out.align = alignment_from_name(align);
+  const bool compares_weights = out.features == MergeFeatures::weights;
+  if (compares_weights && checkpoint.empty()) throw UsageError("--merge-features weights: name the checkpoint with --checkpoint");
+  if (!compares_weights && !checkpoint.empty()) throw UsageError("--checkpoint is for --merge-features weights; leave it out");
+  return out;
+}
+
+MergeRequest MergeFlags::request(const ScoreFlags& score, const StatisticsManifest& manifest) const {
+  MergeRequest out = request(score);
+  if (out.features != MergeFeatures::weights) return out;
+  const auto opened = std::make_shared<const Checkpoint>(Checkpoint::open(checkpoint));
+  if (opened->fingerprint() != manifest.checkpoint_fingerprint) {
+    throw InvalidInput(fmt::format("--checkpoint {}: the statistics are of another checkpoint", checkpoint));
+  }
+  const auto model = std::make_shared<const Model>(describe(*opened));
+  out.weight_distances = [opened, model](int layer) { return weight_distances(*model, layer); };
   return out;
 }
 

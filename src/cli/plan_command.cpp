@@ -158,7 +158,7 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   check();
   const ScoreOptions options = score.options();
   if (!merge.empty()) {
-    Plan plan = merge_plan(merge_base(statistics), statistics, vectors, merge.request(score));
+    Plan plan = merge_plan(merge_base(statistics), statistics, vectors, merge.request(score, statistics.manifest));
     if (over_atoms()) {
       const Scores atoms = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
       slim_plan(plan, statistics, atoms, request());

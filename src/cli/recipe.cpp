@@ -99,19 +99,20 @@ std::string number_or_text(JsonFields& fields, const char* name) {
   return value.dump();
 }
 
-void read_merging(Part& part, MergeFlags& out) {
+void read_merging(Part& part, const fs::path& checkpoint, MergeFlags& out) {
   part.text("merge", out.method);
   out.to = number_or_text(part.fields(), "merge-to");
   part.choice("merge-counts", {"uniform", "adaptive"}, out.counts);
-  part.choice("merge-features", {"outputs", "logits"}, out.features);
+  part.choice("merge-features", {"outputs", "logits", "weights"}, out.features);
+  if (out.features == "weights") out.checkpoint = checkpoint.string();
   part.choice("linkage", {"average", "complete", "single", "ward"}, out.linkage);
   out.group_size = number_or_text(part.fields(), "group-size");
   part.choice("router", {"centroid", "map", "duplicate"}, out.router);
   part.choice("merge-align", {"weights", "activations", "none"}, out.align);
 }
 
-void read_plan_part(Part& part, PlanFlags& out) {
-  read_merging(part, out.merge);
+void read_plan_part(Part& part, const fs::path& checkpoint, PlanFlags& out) {
+  read_merging(part, checkpoint, out.merge);
   if (out.merge.empty() || part.fields().has("method")) {
     out.score.method = part.fields().text("method");
     find_scoring_method(out.score.method);
@@ -153,7 +154,7 @@ void check_vectors(const Recipe& recipe, const Part& calibrate) {
   if ((samples || needs_all_experts(request)) && !flags.wants("all-experts")) {
     calibrate.fields().fail("statistics", "expected \"all-experts\" among them, which the plan's merging needs");
   }
-  if (!flags.wants("vectors") && !flags.wants("all-experts") && !flags.wants("quantisation")) {
+  if (needs_vectors(request) && !flags.wants("vectors") && !flags.wants("all-experts") && !flags.wants("quantisation")) {
     calibrate.fields().fail("statistics", "expected \"vectors\" among them, which the plan's merging needs");
   }
   if (samples && flags.activation_samples == 0) {
@@ -173,7 +174,7 @@ Recipe Recipe::read(const fs::path& file) {
   Part calibrate(root.fields().object("calibrate"), file, "calibrate");
   read_calibrate(calibrate, recipe.calibrate);
   Part plan(root.fields().object("plan"), file, "plan");
-  read_plan_part(plan, recipe.plan);
+  read_plan_part(plan, recipe.checkpoint, recipe.plan);
   if (recipe.plan.needs_second_order() && !recipe.calibrate.wants("second-order")) {
     calibrate.fields().fail("statistics", "expected \"second-order\" among them, which the plan's methods need");
   }

@@ -46,12 +46,15 @@ struct CalibrateFlags {
 
 /// --merge and what belongs to it
 struct MergeFlags {
-  std::string method, to, counts, features, linkage, group_size, router, align;  ///< empty: not given
+  std::string method, to, counts, features, linkage, group_size, router, align, checkpoint;  ///< empty: not given
 
   void add(CLI::App& command);
   bool empty() const { return method.empty(); }
   /// @throws UsageError for what cannot be read, and for options without --merge.
   MergeRequest request(const ScoreFlags& score) const;
+  /// The same, with the distances of weights where they are compared. @throws InvalidInput when the statistics are of another
+  /// checkpoint.
+  MergeRequest request(const ScoreFlags& score, const StatisticsManifest& manifest) const;
   void check_unused() const;
 };
 

@@ -6,30 +6,34 @@ import numpy as np
 import pytest
 import scipy.cluster.hierarchy as hierarchy
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 from scipy.spatial.distance import squareform
 
 import models
 from program import ROOT, moetrim, moetrim_json, write_task
 
 EXPERTS = 24
-FEATURES = ["outputs", "logits"]
+FEATURES = ["outputs", "logits", "weights"]
 LINKAGES = ["average", "complete", "single", "ward"]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Folder, and per layer usage [E], Gram of logits [E, E], mean outputs [E, H] and REAP's saliency [E]."""
+    """Folder, and per layer usage [E], Gram of logits [E, E], mean outputs [E, H], weights [E, 3 F H] and REAP's saliency [E]."""
     folder = tmp_path_factory.mktemp("merging")
     models.make(folder / "m", "qwen2_moe", num_experts=EXPERTS)
     write_task(folder / "t.jsonl", models.sequences(3, [40, 60, 50]))
     moetrim("calibrate", folder / "m", "--task", folder / "t.jsonl", "--dtype", "fp32", "--statistics", "second-order,all-experts", "-o",
             folder / "s.stats")
+    tensors = {name: tensor for file in (folder / "m").glob("*.safetensors") for name, tensor in load_torch_file(file).items()}
     layers = {}
     for layer in json.loads((folder / "s.stats/manifest.json").read_text())["moe_layers"]:
         sums = load_file(folder / f"s.stats/layer-{layer:05d}.safetensors")
         vectors = load_file(folder / f"s.stats/vectors-{layer:05d}.safetensors")
         usage = sums["routed_count"].sum(axis=(0, 1))
-        layers[layer] = dict(usage=usage, gram=vectors["logit_gram"][0], outputs=vectors["output"][0] / vectors["all_tokens"][0],
+        weights = np.stack([np.concatenate([tensors[f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight"].double().numpy().ravel()
+                                            for part in ["gate", "up", "down"]]) for e in range(EXPERTS)])
+        layers[layer] = dict(usage=usage, weights=weights, gram=vectors["logit_gram"][0], outputs=vectors["output"][0] / vectors["all_tokens"][0],
                              saliency=sums["gated_norm_sum"].sum(axis=(0, 1)) / np.maximum(usage, 1))
     return folder, layers
 
@@ -51,8 +55,8 @@ def by_labels(labels):
 
 
 def distances(facts, features):
-    if features == "outputs":
-        return np.linalg.norm(facts["outputs"][:, None] - facts["outputs"][None], axis=-1)
+    if features != "logits":
+        return np.linalg.norm(facts[features][:, None] - facts[features][None], axis=-1)
     diagonal = np.diag(facts["gram"])
     return np.sqrt(np.maximum(0, diagonal[:, None] + diagonal[None] - 2 * facts["gram"]))
 
@@ -70,7 +74,8 @@ def check_weights(layer, values):
 def test_clusters_equal_scipys(measured, features, linkage):
     folder, layers = measured
     for count in (17, 9, 4):
-        plan = plan_of(folder, "--merge", "hc-smoe", "--merge-to", count, "--merge-features", features, "--linkage", linkage)
+        plan = plan_of(folder, "--merge", "hc-smoe", "--merge-to", count, "--merge-features", features, "--linkage", linkage,
+                       *(["--checkpoint", folder / "m"] if features == "weights" else []))
         for layer in plan["layers"]:
             facts = layers[layer["layer"]]
             tree = hierarchy.linkage(squareform(distances(facts, features), checks=False), linkage)

@@ -20,6 +20,12 @@ bool needs_all_experts(const MergeRequest& request) {
   return method.needs_outputs || (method.chooses_features && features == MergeFeatures::outputs);
 }
 
+bool needs_vectors(const MergeRequest& request) {
+  const MergingMethod& method = find_merging_method(request.method);
+  return method.needs_logits || needs_all_experts(request) ||
+         (method.chooses_features && request.features == MergeFeatures::logits);
+}
+
 bool aligns_by_activations(const MergeRequest& request) {
   return request.align.value_or(find_merging_method(request.method).align) == Alignment::activations;
 }

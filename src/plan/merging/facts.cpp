@@ -63,6 +63,7 @@ MergeFacts facts_of(const MergeFacts& layer, std::span<const int> ids) {
           .saliency = pick(layer.saliency, 1, ids),
           .gram = pick_pairs(layer.gram, layer.usage.size(), ids),
           .outputs = pick(layer.outputs, layer.hidden, ids),
+          .weight_distances = pick_pairs(layer.weight_distances, layer.usage.size(), ids),
           .hidden = layer.hidden};
 }
 

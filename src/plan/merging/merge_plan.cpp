@@ -108,9 +108,13 @@ class Merging {
   std::vector<MergeGroup> merged(std::size_t index, int count) const {
     const PlanLayer& layer = base_.layers[index];
     const bool outputs = needs_all_experts(request_);
-    const bool logits = method_.needs_logits || (method_.chooses_features && !outputs);
-    const auto facts =
-        layer_facts(statistics_.layers[index], read_(layer.layer), saliency_.values[index], weights_, logits, outputs);
+    const bool logits = method_.needs_logits || (method_.chooses_features && options_.features == MergeFeatures::logits);
+    auto facts =
+        layer_facts(statistics_.layers[index], needs_vectors(request_) ? read_(layer.layer) : ExpertVectors{},
+                    saliency_.values[index], weights_, logits, outputs);
+    if (method_.chooses_features && options_.features == MergeFeatures::weights) {
+      facts.weight_distances = request_.weight_distances(layer.layer);
+    }
     std::vector<MergeGroup> out;
     for (const Candidates& group : candidates(layer)) {
       if (group.ids.empty()) continue;

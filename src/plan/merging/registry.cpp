@@ -16,7 +16,7 @@ constexpr std::array kMethods{
 #undef MOETRIM_METHOD
 };
 
-constexpr std::array<std::string_view, 2> kFeatures{"outputs", "logits"};
+constexpr std::array<std::string_view, 3> kFeatures{"outputs", "logits", "weights"};
 constexpr std::array<std::string_view, 4> kLinkages{"average", "complete", "single", "ward"};
 constexpr std::array<std::string_view, 2> kCounts{"uniform", "adaptive"};
 
