@@ -122,15 +122,22 @@ struct PrepareOptions {
   RewriteSources sources = {};          ///< what the plan needs beside the checkpoint; low_rank is set from what follows
   /// Rank of the factors that the plan's merged experts, or all where it merges none, are replaced by; 0: none.
   int low_rank = 0;
+  LowRankForm low_rank_form = LowRankForm::dense;
   Share sparse_rows = {.part = 1, .whole = 10};  ///< with low_rank: share of the entries, in whole rows, that keep their values
   /// With low_rank: statistics of this checkpoint with RowStatistics of the same rank. Empty: rows stay by what the
   /// factors miss.
   std::filesystem::path row_importance = {};
+  int threads = 1;                                    ///< that look at matrices of form `factored`
+  const std::atomic<bool>* stop = nullptr;            ///< set by a signal handler: ends that
 };
 
-/// Checks the plan and prepares everything that export_checkpoint needs.
+/// "dense" or "factored". @throws UsageError
+LowRankForm parse_low_rank_form(std::string_view text);
+
+/// Checks the plan and prepares everything that export_checkpoint needs. Where matrices are to be stored as factors, shapes
+/// depend on the rows that stay: then it reads and factors all of them.
 /// @param tool_version  goes into moetrim.json and the card.
-/// @throws InvalidInput when the plan does not fit, see check_plan.
+/// @throws InvalidInput when the plan does not fit, see check_plan; Interrupted.
 ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_view tool_version,
                              const PrepareOptions& options = {});
 

@@ -37,4 +37,12 @@ std::vector<int> optimal_assignment(std::span<const double> values, std::size_t 
 /// @throws Error when values is not [rows, columns]; InvalidInput for a value that is not finite.
 void nearest_of_rank(std::span<double> values, std::size_t rows, std::size_t columns, std::size_t rank);
 
+/// A matrix [rows, columns] as left [rows, rank] times right [rank, columns], all row-major.
+struct Factors {
+  std::vector<double> left, right;
+};
+/// Those of the matrix that nearest_of_rank gives, below min(rows, columns). One factor is orthonormal along the rank.
+/// @throws as nearest_of_rank; Error also for a rank that is not below both sides
+Factors factors_of_rank(std::span<const double> values, std::size_t rows, std::size_t columns, std::size_t rank);
+
 }  // namespace moetrim

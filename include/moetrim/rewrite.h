@@ -5,6 +5,7 @@
 // the columns is read, since not every order can be cut.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -72,12 +73,31 @@ struct Computation {
   std::int64_t zeros = 0;          ///< atomic experts of zeros behind those; needs the list
 };
 
+/// A part of a matrix [out, in] of an expert that is stored as factors: left [out, rank] times right [rank, in], but for rows
+/// that stay whole. Outputs come first, whichever way the source lies.
+struct FactorPart {
+  enum class Kind : std::uint8_t {
+    left,     ///< in the type of the source, as are the next two
+    right,
+    rows,     ///< [n, in], those that stay whole
+    row_ids,  ///< [n] I32, which they are
+  };
+  Kind kind = Kind::left;
+  int layer = -1;          ///< absolute id
+  int slot = -1;           ///< of the expert
+  int matrix = 0;          ///< of the expert: gate, up, down
+  std::size_t place = 0;   ///< of the matrices of the slab: up is the second one of a slab with gate and up
+  /// Rows that stay whole, ascending. Null until all matrices were looked at (prepare_export); n is 0 until then.
+  std::shared_ptr<const std::vector<std::int32_t>> rows = {};
+};
+
 /// A tensor of the new checkpoint. Its bytes are the pieces, joined, unless they are `literal` or computed from the pieces.
 struct OutputTensor {
   TensorSpec spec;
   std::vector<Piece> pieces;
   std::string literal = {};                                ///< bytes that follow from the shapes: [N, K] of a packed weight
   std::shared_ptr<const Computation> computation = {};
+  std::optional<FactorPart> factor = {};                   ///< of the one piece, whose slab has the matrix
 };
 
 /// What a plan may need beside the checkpoint.
@@ -107,7 +127,7 @@ enum class WidthForm : std::uint8_t {
   whole,    ///< nothing changed
   config,   ///< one number in config.json, which every runtime reads
   listed,   ///< a number per expert in config.json's "moetrim_slim", which our own modelling code reads; also where that
-            ///< says which expert a row of the router means
+            ///< says which expert a row of the router means, or matrices are stored as factors
 };
 
 /// What becomes of the experts' widths.
@@ -120,7 +140,8 @@ struct Slimming {
   std::string why;                ///< form `listed`: a clause, for the reader
 };
 
-/// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts. Equal ones are a number in
+/// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts, or where matrices are stored
+/// as factors. Equal ones are a number in
 /// config.json, unless the same key also sizes the shared expert.
 /// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no
 /// multiple grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are
@@ -128,13 +149,16 @@ struct Slimming {
 /// @throws InvalidInput when the widths must be listed and the family has no class in transformers that could read the list,
 ///         or weights are quantised; or when multi-token-prediction blocks would keep a width that config.json no longer
 ///         says.
-Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
+Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune, const RewriteSources& sources = {});
 
 /// The widths of a checkpoint that lists them.
 struct SlimWidths {
   std::map<int, std::vector<std::int64_t>> widths;  ///< by absolute id of the MoE layer, of every expert
   std::map<int, std::vector<std::int64_t>> map;     ///< likewise, of every row of the router its expert; empty: row i is expert i
   bool input_first = false;
+  std::int64_t rank = 0;  ///< of matrices that are stored as factors; 0: there are none
+  /// By layer, of every expert the numbers of rows of gate, up and down that stay whole; nothing for one with whole matrices.
+  std::map<int, std::vector<std::optional<std::array<std::int64_t, 3>>>> rows;
 };
 /// What config.json's "moetrim_slim" says, or nothing when it is not there.
 /// @param where  put before messages
@@ -143,7 +167,7 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
 
 /// Name of the tensor that holds a part of expert `expert` where widths are listed: `….experts.slim_gate.5`.
 /// @param tensor  name of a tensor of the experts' block, fused or not
-/// @param part    "gate", "up", "down", or one of these with "_bias"
+/// @param part    "gate", "up", "down", or one of these with "_bias", "_left", "_right", "_rows" or "_row_ids"
 std::string slim_name(std::string_view tensor, std::string_view part, int expert);
 
 /// The tensors of the new checkpoint, in reading order of the source, so that reading stays sequential.
@@ -163,10 +187,10 @@ std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp
 /// and all other values stay. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when a list names single experts in a way that cannot be renumbered.
 inline constexpr std::string_view kSlimFile = "modeling_moetrim.py";
-nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
+nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune, const RewriteSources& sources = {});
 
 /// What the user should know about the result, one sentence each: router drift where gates are not normalised, and
 /// patterns in `quantization_config` that look as if they named single experts.
-std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
+std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune, const RewriteSources& sources = {});
 
 }  // namespace moetrim

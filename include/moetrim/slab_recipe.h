@@ -27,11 +27,18 @@ struct Contribution {
   double weight = 1;
 };
 
+/// How factors are stored.
+enum class LowRankForm : std::uint8_t {
+  dense,     ///< multiplied out, in the matrix's place
+  factored,  ///< as tensors of their own, which our own modelling code reads
+};
+
 /// What every matrix of an expert becomes: factors of low rank, and what they leave of the rows (outputs) where that is most.
-/// Stored dense: a row that keeps what the factors leave is the matrix's own, the others are the factors' product.
+/// A row that keeps what the factors leave is the matrix's own, the others are the factors' product.
 /// Source: the compression step of MC-SMoE (arXiv 2310.01334, after LoSparse, arXiv 2306.11222).
 struct LowRank {
   int rank = 0;
+  LowRankForm form = LowRankForm::dense;
   /// Rows stay whole from this importance on. Known once all matrices were looked at.
   float threshold = 0;
   /// Importance of rows by absolute layer id, as measured: [E, 2 F + H], those of gate, up and down. Filled with the threshold;

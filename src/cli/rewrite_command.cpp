@@ -17,7 +17,7 @@ namespace {
 
 struct RewriteFlags {
   std::string checkpoint, plan, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1",
-              row_importance;
+              row_importance, low_rank_form = "dense";
   int writers = 2, low_rank = 0;
   bool overwrite = false, other = false, dry_run = false;
 };
@@ -58,8 +58,9 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                                            pruned.awaited_shards, pruned.folder.string()));
   }
   const bool mapped = merges(plan) && plan.router == MergedRouter::map;
-  std::string text = fmt::format("{} of {} {}, {} of {}, in {}\n", plan.keep, plan.experts, mapped ? "router rows, experts merged" : "experts",
-                                 human_bytes(pruned.tensor_bytes), human_bytes(before.total_bytes()), pruned.folder.string());
+  std::string text = fmt::format("{} of {} {}, {} of {}, in {}\n", plan.keep, plan.experts,
+                                 mapped ? "router rows, experts merged" : "experts", human_bytes(pruned.tensor_bytes),
+                                 human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {
     const auto& slim = request.record["slim"];
     text += fmt::format("width {} to {} of {}, {} of {} atomic experts\n", slim["least_width"].dump(),
@@ -87,8 +88,9 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
   }
   const PrepareOptions prepare{.allow_other_checkpoint = flags.other, .mtp = parse_mtp(flags.mtp),
                                .sources = {.statistics = flags.statistics}, .low_rank = flags.low_rank,
+                               .low_rank_form = parse_low_rank_form(flags.low_rank_form),
                                .sparse_rows = Share::parse(flags.sparse_rows, "--sparse-rows"),
-                               .row_importance = flags.row_importance};
+                               .row_importance = flags.row_importance, .threads = flags.writers, .stop = &stop_requested};
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
@@ -130,9 +132,13 @@ void add_rewrite(CLI::App& app, Session& session) {
                       "by constants");
   CLI::Option* rank = command->add_option("--low-rank", flags->low_rank,
                       "Replace matrices of merged experts, or of all where the plan merges none, by factors of this rank and the rows that "
-                      "those miss most; stored whole")->check(CLI::PositiveNumber);
+                      "those miss most")->check(CLI::PositiveNumber);
   command->add_option("--sparse-rows", flags->sparse_rows, "With --low-rank: share of the matrices' entries, in whole rows, that stays")
       ->needs(rank)->capture_default_str();
+  command->add_option("--low-rank-form", flags->low_rank_form,
+                      "With --low-rank: dense multiplies factors out, and the checkpoint loads everywhere; factored stores them, which is "
+                      "smaller and loads in transformers with trust_remote_code=True")
+      ->check(CLI::IsMember({"dense", "factored"}))->needs(rank)->capture_default_str();
   command->add_option("--row-importance", flags->row_importance,
                       "With --low-rank: rows stay by what they matter to the loss, from this folder of calibrate --statistics "
                       "row-importance on the same checkpoint; without it, by what the factors miss")->needs(rank);

@@ -25,6 +25,11 @@ class ComputedSlab {
   /// The values of a piece with a recipe, in the order of the source, before its cut; valid until the next call.
   /// @throws InvalidInput when the values cannot be aligned.
   std::span<const double> values(const Piece& piece);
+  /// The same before its matrices become factors.
+  std::span<const double> whole_values(const Piece& piece) {
+    mix(piece);
+    return sum_;
+  }
   /// Of the rows of its matrices: what factors of low rank would miss.
   std::vector<RowImportance> row_importance(const Piece& piece);
   /// Its bytes, after the cut. Only for BF16, F16 and F32.

@@ -126,9 +126,9 @@ class Export {
       add(*pruned_, i);
       for (; next < awaited.size() && awaited[next] <= i; ++next) add(*twin_, next);
     }
-    if (request_.low_rank && !orders.empty()) {
-      if (!request_.row_importance.empty()) read_row_importance(request_);
-      request_.low_rank->threshold = find_row_threshold(source_, request_, options_);
+    const bool known = request_.low_rank && request_.low_rank->form == LowRankForm::factored;  // before shapes were
+    if (request_.low_rank && !known && !orders.empty()) {
+      request_.low_rank->threshold = row_threshold(find_row_importance(source_, request_, options_), request_.sparse_rows);
     }
     Alignments alignments(source_, *request_.model, request_.sources.statistics);
     Writers(source_, *request_.model, alignments, meter_).write(orders, options_.writers, options_.stop);

@@ -21,21 +21,6 @@ namespace moetrim::export_detail {
 
 namespace {
 
-/// Pieces that get factors, of all tensors.
-std::vector<const Piece*> factored(const ExportRequest& request) {
-  std::vector<const Piece*> out;
-  for (const OutputTensor& tensor : request.tensors) {
-    if (tensor.computation && tensor.computation->result == Computation::Result::fp8_scale) continue;  // of the same matrices
-    for (const Piece& piece : tensor.pieces) {
-      if (!piece.recipe || !piece.recipe->low_rank) continue;
-      // Where experts are listed, gate and up are two pieces of one slab.
-      const bool again = !out.empty() && out.back()->source == piece.source && out.back()->recipe == piece.recipe;
-      if (!again) out.push_back(&piece);
-    }
-  }
-  return out;
-}
-
 /// Rows of matrices by the number of their columns: there are two, of H and of F.
 void add_rows(std::vector<RowImportance>& to, const std::vector<RowImportance>& from) {
   for (const RowImportance& rows : from) {
@@ -55,7 +40,46 @@ std::uint64_t times(std::uint64_t a, std::int64_t b, std::int64_t c) {
   return static_cast<std::uint64_t>(product / static_cast<std::uint64_t>(c));
 }
 
+/// Importance of all rows, all tasks together.
+void read_row_importance(const ExportRequest& request) {
+  const StatisticsManifest manifest = read_statistics_manifest(request.row_importance);
+  for (const int layer : manifest.moe_layers) {
+    const RowStatistics rows = read_row_statistics(request.row_importance, manifest, layer);
+    auto& out = request.low_rank->measured[layer];
+    out.clear();
+    const auto add = [&](const std::vector<double>& values, int length, int expert) {
+      const std::size_t per_task = static_cast<std::size_t>(rows.experts) * static_cast<std::size_t>(length);
+      for (int i = 0; i < length; ++i) {
+        double sum = 0;
+        for (int task = 0; task < rows.tasks; ++task) {
+          sum += values[static_cast<std::size_t>(task) * per_task + static_cast<std::size_t>(expert * length + i)];
+        }
+        out.push_back(static_cast<float>(std::min<double>(sum, std::numeric_limits<float>::max())));
+      }
+    };
+    for (int expert = 0; expert < rows.experts; ++expert) {
+      add(rows.gate, rows.width, expert);
+      add(rows.up, rows.width, expert);
+      add(rows.down, rows.hidden, expert);
+    }
+  }
+}
+
 }  // namespace
+
+std::vector<const Piece*> factored_pieces(const ExportRequest& request) {
+  std::vector<const Piece*> out;
+  for (const OutputTensor& tensor : request.tensors) {
+    if (tensor.computation && tensor.computation->result == Computation::Result::fp8_scale) continue;  // of the same matrices
+    for (const Piece& piece : tensor.pieces) {
+      if (!piece.recipe || !piece.recipe->low_rank) continue;
+      // Where experts are listed, gate and up are two pieces of one slab.
+      const bool again = !out.empty() && out.back()->source == piece.source && out.back()->recipe == piece.recipe;
+      if (!again) out.push_back(&piece);
+    }
+  }
+  return out;
+}
 
 std::vector<MatrixView> matrices_of(const Model& model, const Weight& weight) {
   const auto shape = slab_shape(model, weight);
@@ -151,9 +175,9 @@ void check_row_importance(const Model& model, const Plan& plan, const ExportRequ
   }
   const StatisticsManifest manifest = read_statistics_manifest(request.row_importance);
   if (manifest.row_rank != request.low_rank->rank) {
-    throw InvalidInput(fmt::format("{}: {}; calibrate with --statistics row-importance --low-rank {}", folder,
-                                   manifest.row_rank == 0 ? "holds no row importance"
-                                                          : fmt::format("rows were measured beside factors of rank {}", manifest.row_rank),
+    const std::string there = manifest.row_rank == 0 ? "holds no row importance"
+                                                     : fmt::format("rows were measured beside factors of rank {}", manifest.row_rank);
+    throw InvalidInput(fmt::format("{}: {}; calibrate with --statistics row-importance --low-rank {}", folder, there,
                                    request.low_rank->rank));
   }
   const bool fits = manifest.experts == model.experts && manifest.expert_width == model.expert_width &&
@@ -162,7 +186,7 @@ void check_row_importance(const Model& model, const Plan& plan, const ExportRequ
     throw InvalidInput(fmt::format("{}: is of another checkpoint than {}; the importance of rows is that of these weights", folder,
                                    model.checkpoint->folder().string()));
   }
-  for (const Piece* piece : factored(request)) {
+  for (const Piece* piece : factored_pieces(request)) {
     const int layer = place_of(model, *piece->source).layer;
     if (std::binary_search(manifest.moe_layers.begin(), manifest.moe_layers.end(), layer)) continue;
     throw InvalidInput(fmt::format("{}: layer {} was not measured, since the loss does not pass through it; keep or drop "
@@ -178,37 +202,15 @@ nlohmann::ordered_json row_importance_record(const ExportRequest& request) {
   return tasks;
 }
 
-void read_row_importance(const ExportRequest& request) {
-  const StatisticsManifest manifest = read_statistics_manifest(request.row_importance);
-  for (const int layer : manifest.moe_layers) {
-    const RowStatistics rows = read_row_statistics(request.row_importance, manifest, layer);
-    auto& out = request.low_rank->measured[layer];
-    out.clear();
-    const auto add = [&](const std::vector<double>& values, int length, int expert) {
-      const std::size_t per_task = static_cast<std::size_t>(rows.experts) * static_cast<std::size_t>(length);
-      for (int i = 0; i < length; ++i) {
-        double sum = 0;
-        for (int task = 0; task < rows.tasks; ++task) {
-          sum += values[static_cast<std::size_t>(task) * per_task + static_cast<std::size_t>(expert * length + i)];
-        }
-        out.push_back(static_cast<float>(std::min<double>(sum, std::numeric_limits<float>::max())));
-      }
-    };
-    for (int expert = 0; expert < rows.experts; ++expert) {
-      add(rows.gate, rows.width, expert);
-      add(rows.up, rows.width, expert);
-      add(rows.down, rows.hidden, expert);
-    }
-  }
-}
-
-float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options) {
+std::vector<std::vector<RowImportance>> find_row_importance(const Checkpoint& source, const ExportRequest& request,
+                                                            const ExportOptions& options) {
+  if (!request.row_importance.empty()) read_row_importance(request);
   const Model& model = *request.model;
-  const auto pieces = factored(request);
+  const auto pieces = factored_pieces(request);
   Alignments alignments(source, model, request.sources.statistics);
-  std::vector<RowImportance> rows;
+  std::vector<std::vector<RowImportance>> out(pieces.size());
   std::atomic<std::size_t> next = 0;
-  std::mutex mutex;  // over rows and failure
+  std::mutex mutex;  // over failure
   std::exception_ptr failure;
   const auto work = [&] {
     try {
@@ -216,9 +218,7 @@ float find_row_threshold(const Checkpoint& source, const ExportRequest& request,
       for (std::size_t i = next++; i < pieces.size(); i = next++) {
         if (options.stop != nullptr && *options.stop) throw Interrupted("stopped by a signal; repeat the command to go on");
         const bool known = !request.low_rank->measured.empty();
-        const auto found = known ? measured_rows(model, *request.low_rank, *pieces[i]) : slabs.row_importance(*pieces[i]);
-        const std::lock_guard lock(mutex);
-        add_rows(rows, found);
+        out[i] = known ? measured_rows(model, *request.low_rank, *pieces[i]) : slabs.row_importance(*pieces[i]);
       }
     } catch (...) {
       const std::lock_guard lock(mutex);
@@ -232,13 +232,19 @@ float find_row_threshold(const Checkpoint& source, const ExportRequest& request,
     work();
   }
   if (failure) std::rethrow_exception(failure);
-  return row_threshold(rows, request.sparse_rows);
+  return out;
+}
+
+float row_threshold(std::span<const std::vector<RowImportance>> pieces, const Share& share) {
+  std::vector<RowImportance> rows;
+  for (const auto& piece : pieces) add_rows(rows, piece);
+  return row_threshold(rows, share);
 }
 
 std::uint64_t low_rank_bytes(const ExportRequest& request, int writers) {
   const Model& model = *request.model;
   std::uint64_t rows = 0, largest = 0;
-  for (const Piece* piece : factored(request)) {
+  for (const Piece* piece : factored_pieces(request)) {
     const TensorPlace& place = place_of(model, *piece->source);
     for (const MatrixView& matrix : matrices_of(model, weight_of(model, place, place.expert))) {
       const std::uint64_t side = std::min(matrix.rows, matrix.columns);

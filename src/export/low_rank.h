@@ -36,16 +36,19 @@ std::vector<RowImportance> measured_rows(const Model& model, const LowRank& low_
 void check_row_importance(const Model& model, const Plan& plan, const ExportRequest& request);
 /// What moetrim.json says of them: the tasks.
 nlohmann::ordered_json row_importance_record(const ExportRequest& request);
-/// Reads them, all tasks together. @throws InvalidInput naming the file
-void read_row_importance(const ExportRequest& request);
 
 /// The importance from which on rows stay whole: that of the k-th smallest entry, counted from 1, where every row has as many
 /// entries as columns and k is the number of entries times (1 - share), rounded down. Rows that tie with it stay, as published
 /// (LoSparse). Below everything for k = 0.
 float row_threshold(std::span<const RowImportance> rows, const Share& share);
 
-/// Looks at every matrix that gets factors, by that many threads, unless the importance was measured. @throws Interrupted when `stop` was set
-float find_row_threshold(const Checkpoint& source, const ExportRequest& request, const ExportOptions& options);
+/// Pieces that get factors, of all tensors; gate and up of one slab once.
+std::vector<const Piece*> factored_pieces(const ExportRequest& request);
+/// Of their matrices, piece by piece: looks at every matrix, by as many threads as there are writers; or reads their rows'
+/// importance, where it was measured, into `measured`. @throws InvalidInput naming a damaged file, Interrupted when `stop` was set
+std::vector<std::vector<RowImportance>> find_row_importance(const Checkpoint& source, const ExportRequest& request,
+                                                            const ExportOptions& options);
+float row_threshold(std::span<const std::vector<RowImportance>> pieces, const Share& share);
 
 /// Memory of that, and of the factors of one matrix.
 std::uint64_t low_rank_bytes(const ExportRequest& request, int writers);

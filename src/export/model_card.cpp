@@ -279,6 +279,8 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
                        std::string_view dequantised_to, Mtp mtp) {
   const std::string base = export_detail::base_model(*model.checkpoint);
   const auto widths = width_facts(model, plan, tensors, mtp);
+  const bool factored = std::any_of(tensors.begin(), tensors.end(), [](const OutputTensor& tensor) { return tensor.factor.has_value(); });
+  const bool listed = factored || slimming_of(model, plan, mtp).form == WidthForm::listed;
   std::string out = front_matter(model);
   const std::string of = plan.keep > plan.experts ? fmt::format("for {}", plan.experts) : fmt::format("of {}", plan.experts);
   out += fmt::format("# {} with {} {} experts{}{}\n\n", base, plan.keep, of, merges(plan) ? ", merged" : "",
@@ -287,7 +289,7 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);
   out += size_table(model, plan, tensors, widths);
   out += "## How the experts were chosen\n\n" + experts_chosen(plan);
-  out += slimming_of(model, plan, mtp).form == WidthForm::listed ? kLoadingListed : kLoading;
+  out += listed ? kLoadingListed : kLoading;
   return out + limits(plan, warnings, widths, dequantised_to);
 }
 

@@ -3,7 +3,9 @@
 `moetrim_slim` in config.json lists the width of every expert, by layer. The experts of those layers have parameters of their
 own, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and
 `slim_down_bias.N` where the architecture has biases. Where `map` lists an expert for every row of the router, rows share merged
-experts. All else is the class that transformers has for the architecture.
+experts. Where `low_rank` lists numbers of rows for an expert, each of its matrices [outputs, inputs] is `slim_gate_left.N` times
+`slim_gate_right.N`, but for the outputs `slim_gate_row_ids.N`, whose rows are `slim_gate_rows.N`. All else is the class that
+transformers has for the architecture.
 """
 import re
 
@@ -13,14 +15,28 @@ from torch import nn
 from transformers import STOCK_MODEL as StockModel
 
 
+class RowIds(nn.Module):
+    """The numbers of the rows that stay whole, by expert: they are not trained."""
+
+    def __init__(self, counts: dict[str, int]):
+        super().__init__()
+        for expert, count in counts.items():
+            self.register_buffer(expert, torch.zeros(count, dtype=torch.int32))
+
+    def __getitem__(self, expert: str):
+        return getattr(self, expert)
+
+
 class SlimExperts(nn.Module):
     """The routed experts of one block, called like the module of transformers that it takes the place of.
 
     H is the hidden size and F the width of the expert. Matrices are [F, H], [F, H] and [H, F], or the other way round where
-    `input_first` is set; biases are [F], [F] and [H].
+    `input_first` is set; biases are [F], [F] and [H]. `rows` has, of every expert, how many rows of gate, up and down stay whole
+    beside factors of that rank, or None where its matrices are whole.
     """
 
-    def __init__(self, stock: nn.Module, widths: list[int], hidden: int, input_first: bool, expert_of_row: list[int]):
+    def __init__(self, stock: nn.Module, widths: list[int], hidden: int, input_first: bool, expert_of_row: list[int],
+                 rank: int, rows: list[list[int] | None]):
         super().__init__()
         self.widths = widths
         self.expert_of_row = expert_of_row
@@ -30,17 +46,28 @@ class SlimExperts(nn.Module):
         self.alpha = getattr(stock, "alpha", None)
         self.limit = getattr(stock, "limit", None)
 
-        def matrices(rows, columns):
-            shapes = zip(columns, rows) if input_first else zip(rows, columns)
-            return nn.ParameterList(nn.Parameter(torch.empty(*shape)) for shape in shapes)
+        def parameters(shapes):
+            return nn.ParameterDict({str(expert): nn.Parameter(torch.empty(*shape)) for expert, shape in shapes.items()})
+
+        def add_matrices(part, kept, outputs, inputs):
+            shapes = dict(enumerate(zip(outputs, inputs)))
+            whole = {e: shape for e, shape in shapes.items() if kept[e] is None}
+            setattr(self, part, parameters({e: shape[::-1] if input_first else shape for e, shape in whole.items()}))
+            factored = {e: shape for e, shape in shapes.items() if kept[e] is not None}
+            if factored:
+                setattr(self, f"{part}_left", parameters({e: (out, rank) for e, (out, _) in factored.items()}))
+                setattr(self, f"{part}_right", parameters({e: (rank, into) for e, (_, into) in factored.items()}))
+                setattr(self, f"{part}_rows", parameters({e: (kept[e], into) for e, (_, into) in factored.items()}))
+                setattr(self, f"{part}_row_ids", RowIds({str(e): kept[e] for e in factored}))
 
         def vectors(lengths):
             return nn.ParameterList(nn.Parameter(torch.empty(length)) for length in lengths)
 
         hiddens = [hidden] * len(widths)
-        self.slim_gate = matrices(widths, hiddens)
-        self.slim_up = matrices(widths, hiddens)
-        self.slim_down = matrices(hiddens, widths)
+        gate_rows, up_rows, down_rows = zip(*(counts or (None, None, None) for counts in rows))
+        add_matrices("slim_gate", gate_rows, widths, hiddens)
+        add_matrices("slim_up", up_rows, widths, hiddens)
+        add_matrices("slim_down", down_rows, hiddens, widths)
         if self.has_bias:
             self.slim_gate_bias, self.slim_up_bias, self.slim_down_bias = vectors(widths), vectors(widths), vectors(hiddens)
 
@@ -70,15 +97,21 @@ class SlimExperts(nn.Module):
         return torch.cat(out)
 
     def expert(self, expert: int, x):
-        gate = self.project(self.slim_gate[expert], x)
-        up = self.project(self.slim_up[expert], x)
+        gate = self.project("slim_gate", expert, x)
+        up = self.project("slim_up", expert, x)
         if self.has_bias:
             gate, up = gate + self.slim_gate_bias[expert], up + self.slim_up_bias[expert]
-        out = self.project(self.slim_down[expert], self.gated(gate, up))
+        out = self.project("slim_down", expert, self.gated(gate, up))
         return out + self.slim_down_bias[expert] if self.has_bias else out
 
-    def project(self, weight, x):
-        return x @ weight if self.input_first else nn.functional.linear(x, weight)
+    def project(self, part, expert, x):
+        expert = str(expert)
+        if expert in getattr(self, part):
+            weight = getattr(self, part)[expert]
+            return x @ weight if self.input_first else nn.functional.linear(x, weight)
+        left, right, rows, ids = (getattr(self, f"{part}_{name}")[expert] for name in ("left", "right", "rows", "row_ids"))
+        out = nn.functional.linear(nn.functional.linear(x, right), left)
+        return out.index_copy(-1, ids.long(), nn.functional.linear(x, rows))
 
     def gated(self, gate, up):
         if self.limit is None:
@@ -103,7 +136,10 @@ class SlimMoe(StockModel):
                 widths = slim["widths"][match[1]]
                 block = self.get_submodule(name.removesuffix(".experts"))
                 expert_of_row = slim.get("map", {}).get(match[1], list(range(len(widths))))
-                block.experts = SlimExperts(module, widths, hidden, slim["input_first"], expert_of_row)
+                factors = slim.get("low_rank", {"rank": 0, "rows": {}})
+                rows = factors["rows"].get(match[1], [None] * len(widths))
+                block.experts = SlimExperts(module, widths, hidden, slim["input_first"], expert_of_row, factors["rank"],
+                                            rows)
                 missing.discard(match[1])
         layers = config.get_text_config().num_hidden_layers  # behind them are blocks that transformers leaves out
         missing = [layer for layer in missing if int(layer) < layers]

@@ -25,6 +25,7 @@ std::string random_tag() {
 
 std::uint64_t step_bytes(const OutputTensor& tensor, std::size_t step) {
   if (!tensor.literal.empty()) return tensor.literal.size();
+  if (tensor.factor) return tensor.spec.bytes();
   return tensor.computation ? tensor.spec.bytes() / step_count(tensor) : tensor.pieces[step].bytes();
 }
 

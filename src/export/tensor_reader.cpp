@@ -18,6 +18,8 @@ void TensorReader::open(const OutputTensor& tensor, std::size_t step) {
     ready_ = std::as_bytes(std::span(tensor.literal));
   } else if (tensor.computation) {
     ready_ = matrix_.compute(tensor, step);
+  } else if (tensor.factor) {
+    ready_ = factors_.compute(tensor);
   } else if (tensor.pieces[step].recipe) {
     ready_ = slab_.bytes(tensor.pieces[step]);
   } else {

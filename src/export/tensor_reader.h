@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "export/computed_factors.h"
 #include "export/computed_matrix.h"
 #include "export/piece_reader.h"
 #include "moetrim/export.h"
@@ -19,7 +20,7 @@ class TensorReader {
  public:
   /// All must outlive this; the source is the model's checkpoint.
   TensorReader(const Checkpoint& source, const Model& model, Alignments& alignments)
-      : pieces_(source), slab_(source, model, alignments), matrix_(source, model, slab_) {}
+      : pieces_(source), slab_(source, model, alignments), matrix_(source, model, slab_), factors_(model, slab_) {}
 
   /// Starts with a step of a tensor, which must outlive the reading.
   void open(const OutputTensor& tensor, std::size_t step);
@@ -30,6 +31,7 @@ class TensorReader {
   PieceReader pieces_;
   ComputedSlab slab_;
   ComputedMatrix matrix_;
+  ComputedFactors factors_;
   bool in_memory_ = false;
   std::span<const std::byte> ready_;  ///< what is left of a literal or a computed matrix
 };

@@ -146,7 +146,7 @@ std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp
   const Renumbering numbers(model, plan, mtp);
   const EditedSlabs edited(model, plan, numbers, sources);
   const MovedTensors moved(numbers, edited);
-  const Slimming slimming = slimming_of(model, plan, mtp);
+  const Slimming slimming = slimming_of(model, plan, mtp, sources);
   const SlimTensors slim(model, slimming, numbers, edited);
   const auto& tensors = model.checkpoint->tensors();
   std::vector<OutputTensor> out;

@@ -100,12 +100,11 @@ void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan&
   }
 }
 
-void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp) {
+void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
   set_expert_counts(object, model, plan.keep);
   if (plan.experts_per_token_after > 0) {
     for (const auto key : model.family->experts_per_token_keys) set_where_present(object, key, plan.experts_per_token_after);
   }
-  const Slimming slimming = slimming_of(model, plan, mtp);
   if (slimming.form == WidthForm::config) set_width(object, model, slimming);
   if (mtp == Mtp::drop) {
     for (const auto key : kMtpCounts) set_where_present(object, key, 0);
@@ -195,22 +194,45 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
     if (!map->is_object()) wrong("expected map, an object by layer");
     read(*map, "expert", out.map);
   }
+  const auto factors = found->find("low_rank");
+  if (factors == found->end()) return out;
+  const auto whole = [&](const nlohmann::ordered_json& number) { return number.is_number_unsigned() && number.get<std::uint64_t>() <= kMost; };
+  if (!factors->is_object() || !factors->contains("rank") || !whole((*factors)["rank"]) || (*factors)["rank"] == 0) {
+    wrong("expected low_rank, an object with a rank");
+  }
+  out.rank = (*factors)["rank"].get<std::int64_t>();
+  const auto rows = factors->find("rows");
+  if (rows == factors->end() || !rows->is_object()) wrong("expected the numbers of rows of low_rank, an object by layer");
+  for (const auto& [key, experts] : rows->items()) {
+    const auto layer = whole_number(key);
+    if (!layer || !experts.is_array()) wrong(fmt::format("low_rank: expected a list of experts by a layer's number, got {}", in_quotes(key)));
+    auto& into = out.rows[*layer];
+    for (const auto& expert : experts) {
+      if (expert.is_null()) {
+        into.emplace_back();
+        continue;
+      }
+      if (!expert.is_array() || expert.size() != 3 || !std::all_of(expert.begin(), expert.end(), whole)) {
+        wrong(fmt::format("low_rank: layer {}: expected null or three numbers of rows", *layer));
+      }
+      into.push_back(expert.get<std::array<std::int64_t, 3>>());
+    }
+  }
   return out;
 }
 
-nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp) {
+nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
+  const Slimming slimming = slimming_of(model, plan, mtp, sources);
   nlohmann::ordered_json config = model.checkpoint->config();
-  rewrite_object(config, model, plan, mtp);
+  rewrite_object(config, model, plan, mtp, slimming);
   const auto text = config.find(kText);
-  if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, mtp);
-  if (const Slimming slimming = slimming_of(model, plan, mtp); slimming.form == WidthForm::listed) {
-    list_widths(config, model, plan, mtp, slimming);
-  }
+  if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, mtp, slimming);
+  if (slimming.form == WidthForm::listed) list_widths(config, model, plan, mtp, slimming);
   return config;
 }
 
-std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp) {
-  std::vector<std::string> out = width_warnings(model, slimming_of(model, plan, mtp));
+std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
+  std::vector<std::string> out = width_warnings(model, slimming_of(model, plan, mtp, sources));
   if (model.mtp_layers > 0 && mtp == Mtp::keep && plan.keep < model.experts) {
     out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
                               "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));

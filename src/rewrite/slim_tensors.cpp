@@ -272,6 +272,27 @@ OutputTensor SlimTensors::quantised_again(const Tensor& tensor, const TensorPlac
   return out;
 }
 
+void SlimTensors::append_factors(const Tensor& tensor, const TensorPlace& place, const Matrix& matrix, std::string_view part,
+                                 std::vector<OutputTensor>& out) const {
+  using Kind = FactorPart::Kind;
+  const bool down = part == "down", up = part == "up";
+  const std::int64_t outputs = down ? model_.hidden : model_.expert_width, inputs = down ? model_.expert_width : model_.hidden;
+  const std::int64_t rank = matrix.recipe->low_rank->rank;
+  FactorPart factor{.layer = place.layer, .slot = matrix.slot, .matrix = down ? 2 : up ? 1 : 0};
+  factor.place = up && place.rule->role == Role::fused_gate_up ? 1 : 0;
+  const auto add = [&](Kind kind, std::string_view name, Dtype dtype, Shape shape) {
+    OutputTensor one{{slim_name(tensor.name, fmt::format("{}_{}", part, name), matrix.slot), dtype, std::move(shape)}, {}};
+    one.pieces.push_back(Slab{tensor, place.expert < 0}.piece(matrix.expert, {}, matrix.recipe));
+    factor.kind = kind;
+    one.factor = factor;
+    out.push_back(std::move(one));
+  };
+  add(Kind::left, "left", tensor.dtype, {outputs, rank});
+  add(Kind::right, "right", tensor.dtype, {rank, inputs});
+  add(Kind::rows, "rows", tensor.dtype, {0, inputs});
+  add(Kind::row_ids, "row_ids", Dtype::i32, {0});
+}
+
 void SlimTensors::append_listed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept,
                                 std::vector<OutputTensor>& out) const {
   const Role role = place.rule->role;
@@ -289,13 +310,19 @@ void SlimTensors::append_listed(const Tensor& tensor, const TensorPlace& place, 
       continue;
     }
     const bool bias = role == Role::fused_gate_up_bias;
+    const bool down = role == Role::expert_down || role == Role::fused_down;
+    const std::string_view single = down ? "down" : half_name(role == Role::expert_gate ? Half::gate : Half::up, false);
+    if (matrix.recipe && matrix.recipe->low_rank && matrix.recipe->low_rank->form == LowRankForm::factored) {
+      if (role != Role::fused_gate_up) append_factors(tensor, place, matrix, single, out);
+      else for (const Half half : {Half::gate, Half::up}) append_factors(tensor, place, matrix, half_name(half, false), out);
+      continue;
+    }
     const AtomRows rows = bias ? bias_rows(model_) : AtomLayout(model_, weight_at(model_, place)).value_rows();
     const AtomCut cut = rows.cut(matrix.atoms, slab.inner_bytes(rows.dim));
     if (role == Role::fused_gate_up || bias) {
       for (const Half half : {Half::gate, Half::up}) add(half_name(half, bias), matrix, rows.dim, half_of(rows, cut, half));
     } else {
-      const bool down = role == Role::expert_down || role == Role::fused_down;
-      add(down ? "down" : half_name(role == Role::expert_gate ? Half::gate : Half::up, false), matrix, rows.dim, cut);
+      add(single, matrix, rows.dim, cut);
     }
   }
 }

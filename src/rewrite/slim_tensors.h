@@ -40,6 +40,9 @@ class SlimTensors {
                                const std::vector<Matrix>& kept) const;
   void append_listed(const Tensor& tensor, const TensorPlace& place, const std::vector<Matrix>& kept,
                      std::vector<OutputTensor>& out) const;
+  /// The four parts of a matrix that is stored as factors; `part` is gate, up or down.
+  void append_factors(const Tensor& tensor, const TensorPlace& place, const Matrix& matrix, std::string_view part,
+                      std::vector<OutputTensor>& out) const;
   /// Nothing for a part that stays as it is.
   std::optional<OutputTensor> widened(const Tensor& tensor, const TensorPlace& place) const;
 

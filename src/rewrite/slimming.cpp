@@ -130,12 +130,15 @@ Slimming Listed::slimming() const {
 
 }  // namespace
 
-Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp) {
+Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
   Slimming out;
   const auto layers = written_layers(model, plan, mtp);
   if (merges(plan) && plan.router == MergedRouter::map) {
     return Listed{model, layers, "rows of the router share merged experts",
                   "make the plan with --router centroid or --router duplicate"}.slimming();
+  }
+  if (sources.low_rank && sources.low_rank->form == LowRankForm::factored) {
+    return Listed{model, layers, "matrices of experts are stored as factors", "write them with --low-rank-form dense"}.slimming();
   }
   if (plan.width == 0) return out;
   const auto width = common_width(layers);
