@@ -160,6 +160,9 @@ ExportEstimate describe_rewrite(const Checkpoint& source, const ExportRequest& r
 ExportEstimate describe_twin(const Checkpoint& source, const TwinRequest& twin, const std::filesystem::path& target,
                              const ExportOptions& options = {});
 
+/// Refuses a target that export_checkpoint would refuse, before anything expensive is done. @throws UsageError
+void check_target(const Checkpoint& source, const std::filesystem::path& target, const ExportOptions& options);
+
 /// Writes the folder, or a share of it. Memory: two fixed blocks a thread, however large a tensor is.
 /// @throws Interrupted when `stop` was set and shards are left; InvalidInput when the working folder has shares of another
 ///         request; UsageError for a target that exists and is not an empty folder; OutOfResources, naming the bytes, before the

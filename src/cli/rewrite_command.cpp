@@ -91,6 +91,7 @@ void run_rewrite(const Session& session, const RewriteFlags& flags) {
                                .low_rank_form = parse_low_rank_form(flags.low_rank_form),
                                .sparse_rows = Share::parse(flags.sparse_rows, "--sparse-rows"),
                                .row_importance = flags.row_importance, .threads = flags.writers, .stop = &stop_requested};
+  check_target(checkpoint, flags.output, options);
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);

@@ -209,6 +209,11 @@ TwinResult run_export(const Checkpoint& source, const ExportRequest& request, co
 
 }  // namespace
 
+void check_target(const Checkpoint& source, const fs::path& target, const ExportOptions& options) {
+  if (options.share && fs::exists(absolute_target(target))) return;  // another share may have completed it
+  resolve_target(target, source.folder(), options.overwrite);
+}
+
 ExportResult export_checkpoint(const Checkpoint& source, const ExportRequest& request, const fs::path& target,
                                const ExportOptions& options, const ExportProgressFn& progress) {
   // A slice that is run again, when all have been.
