@@ -2,10 +2,10 @@
 """What every method leaves of the demo model: the tables of docs/quality.md.
 
 For each task the demo model is calibrated once; every method plans from those statistics, keeping three quarters, half and a
-quarter of the routed experts' weights. Measured on unseen samples: loss and exact match on the task itself, and both on the
-other tasks. The tables have means over the tasks.
+quarter of the routed experts' weights. Measured on unseen samples: exact match and loss on the task itself, and both on the
+other tasks. The tables have means over the tasks. With --together there is one calibration, on all tasks, and one table.
 
-Usage: quality.py [--tasks arithmetic,…] [--samples 100] [--other-samples 20] [--json FILE]
+Usage: quality.py [--tasks arithmetic,…] [--together] [--samples 100] [--other-samples 20] [--json FILE]
 """
 import argparse
 import json
@@ -78,34 +78,35 @@ def is_written(method):
 
 
 class Evaluation:
-    """Loss and exact match on a task and on the others."""
+    """Exact match and loss on the tasks of a calibration, and on others."""
 
-    def __init__(self, task, tasks, samples, other_samples):
-        self.parts = [([task], samples), ([other for other in tasks if other != task], other_samples)]
+    def __init__(self, own, others, samples, other_samples):
+        self.parts = [part for part in [(own, samples), (others, other_samples)] if part[0]]
 
     def run(self, checkpoint, plans):
-        """[(own loss, own match, other loss, other match)] of the plans, or of the checkpoint itself where there are none."""
+        """[[match, loss] of each part] of every plan, or of the checkpoint itself where there are none."""
         columns = []
         for tasks, samples in self.parts:
             files = [argument for task in tasks for argument in ("--task", ROOT / f"calibration/{task}.test.jsonl")]
             named = [argument for plan in plans for argument in ("--plan", plan)]
-            result = moetrim("evaluate", checkpoint, *files, *named, "--count", "response", "--samples", samples, "--exact-match", "--max-new-tokens", 128)
-            rows = result["plans"] if plans else [result]
-            columns.append([(row["loss"], row["exact_match"]) for row in rows])
-        return [own + other for own, other in zip(*columns)]
+            result = moetrim("evaluate", checkpoint, *files, *named, "--count", "response", "--samples", samples, "--exact-match",
+                             "--max-new-tokens", 128)
+            columns.append([(row["exact_match"], row["loss"]) for row in (result["plans"] if plans else [result])])
+        return [[value for part in row for value in part] for row in zip(*columns)]
 
 
-def measure(task, evaluation, folder):
-    """{method: {share: (own loss, own match, other loss, other match)}}"""
-    statistics_folder = Path(folder, f"{task}.stats")
-    moetrim("calibrate", MODEL, "--task", ROOT / f"calibration/{task}.jsonl", "--statistics", "second-order,all-experts",
-            "-o", statistics_folder)
+def measure(tasks, evaluation, folder):
+    """{method: {share: [match, loss, …]}} of plans from one calibration."""
+    name = "-".join(tasks)
+    statistics_folder = Path(folder, f"{name}.stats")
+    files = [argument for task in tasks for argument in ("--task", ROOT / f"calibration/{task}.jsonl")]
+    moetrim("calibrate", MODEL, *files, "--statistics", "second-order,all-experts", "-o", statistics_folder)
     found = {"whole model": {1.0: evaluation.run(MODEL, [])[0]}}
     masked = []
     for method, options in METHODS.items():
         found[method] = {}
         for share in SHARES:
-            plan = Path(folder, f"{task}-{len(found)}-{share}.json")
+            plan = Path(folder, f"{name}-{len(found)}-{share}.json")
             moetrim("plan", statistics_folder, *options(share), "-o", plan)
             if not is_written(method):
                 masked.append((method, share, plan))
@@ -130,44 +131,45 @@ def joined(found):
             for name, values in out.items()}
 
 
-def table(rows, column, digits, scale=1.0):
-    lines = ["| | 75 % | 50 % | 25 % |", "|---|---:|---:|---:|"]
-    whole = rows["whole model"][1.0][column]
-    lines.append(f"| whole model | {scale * whole:.{digits}f} | | |")
+def table(rows, part):
+    """Exact match in per cent and loss in nats per token, of one part of the evaluation."""
+    def cell(values):
+        return f"{100 * values[2 * part]:.0f} ({values[2 * part + 1]:.3f})"
+
+    lines = ["| | 75 % | 50 % | 25 % |", "|---|---:|---:|---:|", f"| whole model | {cell(rows['whole model'][1.0])} | | |"]
     for name, values in rows.items():
         if name != "whole model":
-            lines.append(f"| {name} | " + " | ".join(f"{scale * values[share][column]:.{digits}f}" for share in SHARES) + " |")
+            lines.append(f"| {name} | " + " | ".join(cell(values[share]) for share in SHARES) + " |")
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="", help="calibrate on these; default: all six")
-    parser.add_argument("--samples", type=int, default=100, help="of the task itself")
+    parser.add_argument("--together", action="store_true", help="one calibration on all of them")
+    parser.add_argument("--samples", type=int, default=100, help="of a task that is calibrated on")
     parser.add_argument("--other-samples", type=int, default=20, help="of every other task")
     parser.add_argument("--json", type=Path, help="also write every number there")
     arguments = parser.parse_args()
     tasks = sorted(f.name.removesuffix(".test.jsonl") for f in (ROOT / "calibration").glob("*.test.jsonl"))
     chosen = arguments.tasks.split(",") if arguments.tasks else tasks
-    by_task = {}
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for task in chosen:
-            by_task[task] = measure(task, Evaluation(task, tasks, arguments.samples, arguments.other_samples), folder)
-            print(f"<!-- {task} done -->", flush=True)
+        for own in [chosen] if arguments.together else [[task] for task in chosen]:
+            others = [task for task in tasks if task not in own]
+            found.append(measure(own, Evaluation(own, others, arguments.samples, arguments.other_samples), folder))
+            print(f"<!-- {', '.join(own)} done -->", flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(by_task, indent=1))
+        arguments.json.write_text(json.dumps(found, indent=1))
     pooled = {}
-    for task in chosen:
-        for method, values in by_task[task].items():
+    for one in found:
+        for method, values in one.items():
             for share, row in values.items():
                 pooled.setdefault(method, {}).setdefault(share, []).append(row)
     rows = joined({method: {share: [statistics.fmean(column) for column in zip(*rows)] for share, rows in values.items()}
                    for method, values in pooled.items()})
-    print(f"Means over {len(chosen)} tasks.\n")
-    for title, column, digits, scale in [("Exact match on the task, %", 1, 0, 100), ("Loss on the task, nats per token", 0, 3, 1),
-                                         ("Exact match on the other tasks, %", 3, 0, 100),
-                                         ("Loss on the other tasks, nats per token", 2, 3, 1)]:
-        print(f"### {title}\n\n{table(rows, column, digits, scale)}\n")
+    for part in range(len(rows["whole model"][1.0]) // 2):
+        print(f"### {'On the task' if part == 0 else 'On the other tasks'}\n\n{table(rows, part)}\n")
 
 
 if __name__ == "__main__":
