@@ -58,7 +58,7 @@ void print_result(const Session& session, const Checkpoint& before, const Plan& 
                                            pruned.awaited_shards, pruned.folder.string()));
   }
   const bool mapped = merges(plan) && plan.router == MergedRouter::map;
-  std::string text = fmt::format("{} of {} {}, {} of {}, in {}\n", plan.keep, plan.experts,
+  std::string text = fmt::format("{} {} {} {}, {} of {}, in {}\n", plan.keep, plan.keep > plan.experts ? "for" : "of", plan.experts,
                                  mapped ? "router rows, experts merged" : "experts", human_bytes(pruned.tensor_bytes),
                                  human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {
