@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields"}  # headers that belong to no stage
+OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields", "split_mix"}  # headers that belong to no stage
 # Public headers of a stage beside the one with its name.
 HEADERS_OF = {"statistics": {"vectors", "row_statistics"}, "forward": {"vector_sums"}, "score": {"contrast"},
               "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace"},

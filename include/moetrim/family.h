@@ -193,6 +193,8 @@ struct Family {
 
   /// Whether a tensor belongs to a tower that is copied as it is.
   bool leaves_untouched(std::string_view tensor) const;
+  /// Whether any of its checkpoints can have such a tensor.
+  bool has(Role role) const;
 };
 
 /// Every family, in the order of `families.def`.

@@ -208,6 +208,8 @@ bool changes_values(const Plan& plan);
 std::vector<int> router_rows(const Plan& plan, const PlanLayer& layer);
 /// The plan that keeps every expert of every layer that was measured: what other plans start from.
 Plan whole_plan(const StatisticsManifest& manifest);
+/// @throws InvalidInput unless the plan is of the checkpoint, and of all the layers, that were measured.
+void check_plan_of(const Plan& plan, const StatisticsManifest& manifest);
 
 /// Atomic experts that stay in all layers. 0 for a plan that keeps experts whole.
 std::int64_t kept_atoms(const Plan& plan);

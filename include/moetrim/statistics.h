@@ -228,6 +228,8 @@ struct Statistics {
   static Statistics read(const std::filesystem::path& folder, bool atoms = false);
   /// Index of a task by name. @throws InvalidInput listing the tasks there are.
   int task(std::string_view name) const;
+  /// Indices of tasks, ascending, each once; of all where none is named. @throws InvalidInput like task()
+  std::vector<int> tasks(const std::vector<std::string>& names) const;
 };
 
 /// What a folder holds, without its large files. @throws InvalidInput as Statistics::read does for manifest.json.

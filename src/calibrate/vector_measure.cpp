@@ -6,28 +6,23 @@
 #include <numeric>
 #include <string_view>
 
+#include "moetrim/split_mix.h"
+
 namespace moetrim {
 
 namespace {
 
 static_assert(kQuantisedRuns == kQuantisationBits);
 
-/// The finaliser of SplitMix64.
-std::uint64_t mixed(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 std::uint64_t hashed(std::uint64_t seed, std::string_view text) {
-  for (const char c : text) seed = mixed(seed * 31 + static_cast<unsigned char>(c) + 1);
+  for (const char c : text) seed = mix_bits(seed * 31 + static_cast<unsigned char>(c) + 1);
   return seed;
 }
 
 /// Says which tokens are sampled, whatever shares and groups they come in. A whole number below 2^53.
 double sample_key(std::uint64_t of_task, std::int64_t demonstration, std::int64_t position) {
-  const std::uint64_t of_demonstration = mixed(of_task + static_cast<std::uint64_t>(demonstration));
-  return static_cast<double>(mixed(of_demonstration + static_cast<std::uint64_t>(position)) >> 11);
+  const std::uint64_t of_demonstration = mix_bits(of_task + static_cast<std::uint64_t>(demonstration));
+  return static_cast<double>(mix_bits(of_demonstration + static_cast<std::uint64_t>(position)) >> 11);
 }
 
 }  // namespace

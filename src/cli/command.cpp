@@ -121,6 +121,20 @@ std::vector<std::pair<std::string, double>> ScoreFlags::weights() const {
   return out;
 }
 
+Plan plan_to_change(const std::string& file, const StatisticsManifest& manifest, std::string_view method) {
+  if (!file.empty()) return read_plan(file);
+  Plan plan = whole_plan(manifest);
+  plan.method = method;
+  return plan;
+}
+
+int parse_count(std::string_view text, std::string_view option, int least) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc() && end == text.data() + text.size() && value >= least) return value;
+  throw UsageError(fmt::format("{} \"{}\": expected a number from {}", option, text, least));
+}
+
 Slice parse_slice(const std::string& text) {
   Slice slice;
   const char* end = text.data() + text.size();

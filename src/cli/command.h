@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "moetrim/checkpoint.h"
+#include "moetrim/plan.h"
 #include "moetrim/run_options.h"
 #include "moetrim/score.h"
 #include "moetrim/text.h"
@@ -90,6 +91,12 @@ struct ScoreFlags {
   ScoreOptions options() const;
   std::vector<std::pair<std::string, double>> weights() const;
 };
+
+/// The plan of --on, or one that keeps every expert and is named after what changes it.
+Plan plan_to_change(const std::string& file, const StatisticsManifest& manifest, std::string_view method);
+
+/// A number of at least `least`. @throws UsageError naming the option
+int parse_count(std::string_view text, std::string_view option, int least = 1);
 
 /// What --slice says: "2/8" is the second of eight.
 struct Slice {

@@ -1,7 +1,5 @@
 // The options of plans that merge.
 
-#include <charconv>
-
 #include <fmt/format.h>
 
 #include "cli/stages.h"
@@ -19,13 +17,6 @@ std::string default_alignments() {
     text += fmt::format("{}{} for {}", text.empty() ? "" : ", ", alignment_name(method->align), method->name);
   }
   return text;
-}
-
-int parse_group_size(const std::string& text) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error == std::errc() && end == text.data() + text.size()) return value;
-  throw UsageError(fmt::format("--group-size \"{}\": expected a number from 2", text));
 }
 
 }  // namespace
@@ -67,7 +58,7 @@ MergeRequest MergeFlags::request(const ScoreFlags& score) const {
   if (!counts.empty()) out.counts = merge_counts_from_name(counts);
   if (!features.empty()) out.features = merge_features_from_name(features);
   if (!linkage.empty()) out.linkage = linkage_from_name(linkage);
-  if (!group_size.empty()) out.group_size = parse_group_size(group_size);
+  if (!group_size.empty()) out.group_size = parse_count(group_size, "--group-size", 2);
   if (!router.empty()) out.router = merged_router_from_name(router);
   if (!align.empty()) out.align = alignment_from_name(align);
   const bool compares_weights = out.features == MergeFeatures::weights;

@@ -32,8 +32,7 @@ void run_place(const Session& session, Flags flags) {
   flags.request.objective = placement_objective_from_name(flags.objective);
   const Statistics statistics = Statistics::read(flags.statistics);
   session.note_part(statistics.manifest);
-  Plan base = flags.base.empty() ? whole_plan(statistics.manifest) : read_plan(flags.base);
-  if (flags.base.empty()) base.method = "place";
+  Plan base = plan_to_change(flags.base, statistics.manifest, "place");
   const PlacedPlan placed = place_experts(statistics, flags.request, std::move(base));
   write_plan(flags.output, placed.plan);
   const std::string text =

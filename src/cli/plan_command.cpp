@@ -1,7 +1,6 @@
 // moetrim plan: statistics and a budget to a plan.
 
 #include <algorithm>
-#include <charconv>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -35,17 +34,6 @@ void PlanFlags::add(CLI::App& command) {
   command.add_flag("--correct-drift", correct_drift, "Let rewrite undo the growth of kept gates that are not renormalised");
   merge.add(command);
 }
-
-namespace {
-
-int parse_count(std::string_view text, std::string_view option) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error == std::errc() && end == text.data() + text.size() && value >= 1) return value;
-  throw UsageError(fmt::format("{} \"{}\": expected a number from 1", option, text));
-}
-
-}  // namespace
 
 PlanRequest PlanFlags::request() const {
   PlanRequest out{.protect = protect, .regroup = regroup, .correct_drift = correct_drift};

@@ -1,8 +1,5 @@
 // moetrim report: what was measured, in tables.
 
-#include <algorithm>
-#include <numeric>
-
 #include <fmt/format.h>
 
 #include "cli/command.h"
@@ -19,19 +16,6 @@ struct Flags {
   std::uint64_t seed = 0;
 };
 
-/// Those named, or all.
-std::vector<int> choose_tasks(const Statistics& statistics, const std::vector<std::string>& names) {
-  std::vector<int> tasks;
-  for (const auto& name : names) tasks.push_back(statistics.task(name));
-  if (names.empty()) {
-    tasks.resize(statistics.manifest.tasks.size());
-    std::iota(tasks.begin(), tasks.end(), 0);
-  }
-  std::sort(tasks.begin(), tasks.end());
-  tasks.erase(std::unique(tasks.begin(), tasks.end()), tasks.end());
-  return tasks;
-}
-
 void run_report(const Session& session, const Flags& flags) {
   std::vector<Plan> plans;
   for (const auto& file : flags.plans) plans.push_back(read_plan(file));
@@ -39,7 +23,7 @@ void run_report(const Session& session, const Flags& flags) {
   session.note_part(statistics.manifest);
   Report report;
   for (const auto& task : statistics.manifest.tasks) report.tasks.push_back(task.name);
-  report.chosen = choose_tasks(statistics, flags.tasks);
+  report.chosen = statistics.tasks(flags.tasks);
   report.load = routing_load(statistics, report.chosen);
   if (report.chosen.size() > 1) report.specialisation = specialisation(statistics, report.chosen);
   TraceOptions options;

@@ -28,8 +28,7 @@ void run_smooth(const Session& session, const Flags& flags) {
   const SmoothRequest request = flags.request();
   const StatisticsManifest manifest = read_statistics_manifest(flags.statistics);
   session.note_part(manifest);
-  Plan plan = flags.on.empty() ? whole_plan(manifest) : read_plan(flags.on);
-  if (flags.on.empty()) plan.method = "smooth";
+  Plan plan = plan_to_change(flags.on, manifest, "smooth");
   add_smoothing(plan, flags.statistics, manifest, request);
   plan.source["smoothing"] = {{"alpha", flags.alpha}, {"rounding", flags.rounding}};
   write_plan(flags.output, plan);

@@ -38,8 +38,7 @@ void run_switch(const Session& session, const Flags& flags) {
   const Contrast contrast = read_contrast(flags.experts);
   const Statistics statistics = Statistics::read(flags.statistics);
   session.note_part(statistics.manifest);
-  Plan base = flags.base.empty() ? whole_plan(statistics.manifest) : read_plan(flags.base);
-  if (flags.base.empty()) base.method = contrast_measure_name(contrast.measure);
+  Plan base = plan_to_change(flags.base, statistics.manifest, contrast_measure_name(contrast.measure));
   const Plan plan = switch_experts(statistics, contrast, request, std::move(base));
   write_plan(flags.output, plan);
   session.print(plan_to_json(plan), describe(plan) + "plan in " + flags.output + "\n");

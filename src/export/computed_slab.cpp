@@ -10,27 +10,14 @@
 
 #include "export/piece_reader.h"
 #include "moetrim/error.h"
+#include "moetrim/split_mix.h"
 
 namespace moetrim::export_detail {
 
 namespace {
 
-/// Uniform numbers in (0, 1]: SplitMix64 (Steele, Lea and Flood 2014), the same on every machine.
-class Uniform {
- public:
-  explicit Uniform(std::uint64_t seed) : state_(seed) {}
-
-  double next() {
-    std::uint64_t mixed = state_ += 0x9e3779b97f4a7c15U;
-    mixed = (mixed ^ (mixed >> 30U)) * 0xbf58476d1ce4e5b9U;
-    mixed = (mixed ^ (mixed >> 27U)) * 0x94d049bb133111ebU;
-    mixed ^= mixed >> 31U;
-    return static_cast<double>((mixed >> 11U) + 1) * 0x1p-53;
-  }
-
- private:
-  std::uint64_t state_;
-};
+/// The next number in (0, 1], whose logarithm is finite.
+double next_above_zero(SplitMix64& numbers) { return unit_interval(numbers.next()) + 0x1p-53; }
 
 /// From one entry of the hidden axis to the next, in elements; 0 where there is none.
 std::size_t hidden_step(const Model& model, const Weight& weight) {
@@ -147,10 +134,10 @@ void ComputedSlab::add_noise(const SlabRecipe& recipe) {
   double square = 0;
   for (const double value : sum_) square += value * value;
   const double deviation = recipe.noise * std::sqrt(square / static_cast<double>(sum_.size()));
-  Uniform uniform(recipe.noise_seed);
+  SplitMix64 numbers(recipe.noise_seed);
   for (std::size_t i = 0; i < sum_.size(); i += 2) {
-    const double radius = deviation * std::sqrt(-2 * std::log(uniform.next()));
-    const double angle = 2 * std::numbers::pi * uniform.next();
+    const double radius = deviation * std::sqrt(-2 * std::log(next_above_zero(numbers)));
+    const double angle = 2 * std::numbers::pi * next_above_zero(numbers);
     sum_[i] += radius * std::cos(angle);
     if (i + 1 < sum_.size()) sum_[i + 1] += radius * std::sin(angle);
   }

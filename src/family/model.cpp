@@ -37,6 +37,10 @@ bool Family::leaves_untouched(std::string_view tensor) const {
   return std::any_of(untouched.begin(), untouched.end(), [&](auto prefix) { return tensor.starts_with(prefix); });
 }
 
+bool Family::has(Role role) const {
+  return std::any_of(tensors.begin(), tensors.end(), [&](const TensorRule& rule) { return rule.role == role; });
+}
+
 bool Weight::packed() const {
   const Dtype dtype = values()->dtype;
   const bool plain = dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16;

@@ -4,15 +4,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <iterator>
 #include <numeric>
 
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/split_mix.h"
 #include "plan/legal_keep.h"
+#include "plan/quantile.h"
 #include "plan/select.h"
-#include "score/split_mix.h"
 
 namespace moetrim {
 namespace {
@@ -33,10 +33,8 @@ std::vector<int> filled_slices(const LayerStatistics& layer, int task) {
 
 Draw draw(const std::vector<int>& filled, std::uint64_t seed) {
   Draw counts = {};
-  for (std::size_t i = 0; i < filled.size(); ++i) {
-    const double place = unit_interval(split_mix(seed + i)) * static_cast<double>(filled.size());
-    ++counts[static_cast<std::size_t>(filled[static_cast<std::size_t>(place)])];
-  }
+  const std::vector<int> times = draw_with_replacement(filled.size(), seed);
+  for (std::size_t i = 0; i < filled.size(); ++i) counts[static_cast<std::size_t>(filled[i])] = times[i];
   return counts;
 }
 
@@ -77,19 +75,6 @@ void resample(const LayerStatistics& layer, const std::vector<Draw>& drawn, Laye
       }
     }
   }
-}
-
-double overlap(const std::vector<int>& a, const std::vector<int>& b) {
-  std::vector<int> both;
-  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(both));
-  return static_cast<double>(both.size()) / static_cast<double>(a.size() + b.size() - both.size());
-}
-
-double percentile(const std::vector<double>& sorted, double share) {
-  const double at = share * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<std::size_t>(at);
-  const std::size_t above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (at - static_cast<double>(below)) * (sorted[above] - sorted[below]);
 }
 
 /// One layer at a time: scores of experts never look at another.
@@ -157,8 +142,8 @@ std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistic
   }
   std::sort(overlaps.begin(), overlaps.end());
   out.overlap = std::accumulate(overlaps.begin(), overlaps.end(), 0.0) / static_cast<double>(overlaps.size());
-  out.lower = percentile(overlaps, 0.025);
-  out.upper = percentile(overlaps, 0.975);
+  out.lower = quantile(overlaps, 0.025);
+  out.upper = quantile(overlaps, 0.975);
   return out;
 }
 

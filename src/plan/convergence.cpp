@@ -1,7 +1,4 @@
 // How soon the kept set settles as more demonstrations are measured.
-#include <algorithm>
-#include <iterator>
-
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
@@ -22,12 +19,7 @@ KeptSets kept_sets(const Scores& scores, int keep, int groups) {
 
 double mean_overlap(const KeptSets& a, const KeptSets& b) {
   double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::vector<int> both;
-    std::set_intersection(a[i].begin(), a[i].end(), b[i].begin(), b[i].end(), std::back_inserter(both));
-    const std::size_t either = a[i].size() + b[i].size() - both.size();
-    sum += static_cast<double>(both.size()) / static_cast<double>(either);
-  }
+  for (std::size_t i = 0; i < a.size(); ++i) sum += overlap(a[i], b[i]);
   return sum / static_cast<double>(a.size());
 }
 

@@ -186,43 +186,4 @@ void check_slots(const JsonFields& fields, const Plan& plan, const PlanLayer& la
                                   plan.router == MergedRouter::map ? " router rows" : ""));
 }
 
-bool merges(const Plan& plan) {
-  return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) { return !layer.merge.empty(); });
-}
-
-bool changes_values(const Plan& plan) {
-  if (plan.noise > 0 || plan.experts_per_token_after > 0) return true;
-  return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) {
-    return !layer.merge.empty() || !layer.scale.empty() || !layer.silence.empty() || !layer.constant.empty() ||
-           !layer.smooth.empty();
-  });
-}
-
-std::vector<int> router_rows(const Plan& plan, const PlanLayer& layer) {
-  if (plan.router != MergedRouter::map) return layer.keep;
-  std::vector<int> rows = layer.keep;
-  for (const MergeGroup& group : layer.merge) {
-    for (const int member : group.members) {
-      if (member != group.into) rows.push_back(member);
-    }
-  }
-  std::sort(rows.begin(), rows.end());
-  return rows;
-}
-
-Plan whole_plan(const StatisticsManifest& manifest) {
-  Plan plan;
-  plan.method = "whole";
-  plan.variant = "executed";
-  plan.checkpoint_fingerprint = manifest.checkpoint_fingerprint;
-  plan.family = manifest.family;
-  plan.experts = plan.keep = manifest.experts;
-  plan.experts_per_token = manifest.experts_per_token;
-  if (manifest.groups.count > 1) plan.groups = manifest.groups;
-  std::vector<int> all(static_cast<std::size_t>(manifest.experts));
-  std::iota(all.begin(), all.end(), 0);
-  for (const int layer : manifest.moe_layers) plan.layers.push_back({.layer = layer, .keep = all});
-  return plan;
-}
-
 }  // namespace moetrim

@@ -2,7 +2,6 @@
 // with scores of atomic experts, what stays of each.
 #include <algorithm>
 #include <map>
-#include <numeric>
 
 #include <fmt/format.h>
 
@@ -43,20 +42,6 @@ std::vector<ProtectedCount> count_protected(const Protection& protection, int ex
     }
   }
   return counts;
-}
-
-std::vector<int> all_experts(int count) {
-  std::vector<int> ids(static_cast<std::size_t>(count));
-  std::iota(ids.begin(), ids.end(), 0);
-  return ids;
-}
-
-PlanLayer plan_layer(int layer, std::vector<int> keep, const std::vector<double>& routed) {
-  PlanLayer planned{.layer = layer, .keep = std::move(keep)};
-  planned.unseen = static_cast<int>(std::count(routed.begin(), routed.end(), 0.0));
-  planned.unseen_kept = static_cast<int>(std::count_if(
-      planned.keep.begin(), planned.keep.end(), [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; }));
-  return planned;
 }
 
 /// The most experts that stay: what was asked for, or all.
@@ -109,14 +94,9 @@ nlohmann::ordered_json source_of(const Scores& scores, const PlanRequest& reques
 
 /// Everything but the layers.
 Plan head_of(const StatisticsManifest& manifest, const Scores& scores, const PlanRequest& request) {
-  Plan plan;
+  Plan plan = plan_head(manifest);
   plan.method = scores.method;
   plan.variant = scores.variant;
-  plan.checkpoint_fingerprint = manifest.checkpoint_fingerprint;
-  plan.family = manifest.family;
-  plan.experts = manifest.experts;
-  plan.experts_per_token = manifest.experts_per_token;
-  if (manifest.groups.count > 1) plan.groups = manifest.groups;  // one group is none, whatever its rule
   plan.regroup = request.regroup;
   plan.correct_drift = request.correct_drift;
   return plan;
@@ -149,7 +129,8 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
     routed.push_back(routed_tokens(layer, weights));
     auto keep = choosing ? best_experts(choosing->values[i], protection[layer.layer], plan.keep, counts.step)
                          : all_experts(plan.experts);
-    plan.layers.push_back(plan_layer(layer.layer, std::move(keep), routed.back()));
+    plan.layers.push_back({.layer = layer.layer, .keep = std::move(keep)});
+    count_unseen(routed.back(), plan.layers.back());
     if (limits.drifts()) plan.layers.back().kept_mass = kept_mass(layer, plan.layers.back().keep, weights);
   }
   if (request.correct_drift) check_kept_mass(plan);

@@ -60,4 +60,10 @@ std::vector<double> routed_tokens(const LayerStatistics& layer, const std::vecto
   return routed;
 }
 
+void count_unseen(const std::vector<double>& routed, PlanLayer& layer) {
+  const auto is_unseen = [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; };
+  layer.unseen = static_cast<int>(std::count(routed.begin(), routed.end(), 0.0));
+  layer.unseen_kept = static_cast<int>(std::count_if(layer.keep.begin(), layer.keep.end(), is_unseen));
+}
+
 }  // namespace moetrim

@@ -2,6 +2,7 @@
 #include "plan/select.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 namespace moetrim {
@@ -32,6 +33,12 @@ std::vector<int> best_experts(std::span<const double> scores, const std::vector<
     kept.insert(kept.end(), best.begin(), best.end());
   }
   return kept;
+}
+
+double overlap(const std::vector<int>& a, const std::vector<int>& b) {
+  std::vector<int> both;
+  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(both));
+  return static_cast<double>(both.size()) / static_cast<double>(a.size() + b.size() - both.size());
 }
 
 }  // namespace moetrim

@@ -1,4 +1,4 @@
-// The one place where scores become a kept set, private to the stage.
+// The one place where scores become a kept set, and how two of them compare, private to the stage.
 #pragma once
 
 #include <span>
@@ -11,5 +11,8 @@ namespace moetrim {
 /// @param groups   divides `keep` and the number of experts; a group's experts are contiguous.
 /// @return ids, ascending.
 std::vector<int> best_experts(std::span<const double> scores, const std::vector<bool>& protect, int keep, int groups = 1);
+
+/// Size of the intersection over size of the union (Jaccard). Ids ascending.
+double overlap(const std::vector<int>& a, const std::vector<int>& b);
 
 }  // namespace moetrim

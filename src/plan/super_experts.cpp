@@ -8,6 +8,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/plan.h"
+#include "plan/quantile.h"
 
 namespace moetrim {
 namespace {
@@ -25,14 +26,6 @@ std::vector<double> maxima(const LayerStatistics& layer, Variant variant) {
     for (std::size_t e = 0; e < result.size(); ++e) result[e] = std::max(result[e], of_task[e]);
   }
   return result;
-}
-
-/// Linear interpolation between the two nearest ranks, as numpy and torch do by default.
-double quantile(const std::vector<double>& sorted, double share) {
-  const double rank = share * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<std::size_t>(rank);
-  const std::size_t above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (rank - static_cast<double>(below)) * (sorted[above] - sorted[below]);
 }
 
 /// Over reached experts: where most were never chosen, a median over all would be 0 and would ask for nothing.

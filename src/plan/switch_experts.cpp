@@ -39,28 +39,21 @@ void check_request(const SwitchRequest& request) {
 
 void check_together(const Statistics& statistics, const Contrast& contrast, const Plan& base) {
   const auto& manifest = statistics.manifest;
-  for (const auto& [what, fingerprint] : {std::pair("ranked experts are", &contrast.checkpoint_fingerprint),
-                                          std::pair("plan is", &base.checkpoint_fingerprint)}) {
-    if (*fingerprint == manifest.checkpoint_fingerprint) continue;
-    throw InvalidInput(fmt::format("switch: the {} of checkpoint {}, the statistics of {}", what, *fingerprint,
-                                   manifest.checkpoint_fingerprint));
+  if (contrast.checkpoint_fingerprint != manifest.checkpoint_fingerprint) {
+    throw InvalidInput(fmt::format("switch: the ranked experts are of checkpoint {}, the statistics of {}",
+                                   contrast.checkpoint_fingerprint, manifest.checkpoint_fingerprint));
   }
-  std::vector<int> planned;
-  for (const PlanLayer& layer : base.layers) planned.push_back(layer.layer);
-  if (contrast.experts != manifest.experts || contrast.layers != manifest.moe_layers || base.experts != manifest.experts ||
-      planned != manifest.moe_layers) {
-    throw InvalidInput("switch: ranked experts, plan and statistics have other layers or numbers of experts");
+  if (contrast.experts != manifest.experts || contrast.layers != manifest.moe_layers) {
+    throw InvalidInput("switch: ranked experts and statistics have other layers or numbers of experts");
   }
+  check_plan_of(base, manifest);
   if (merges(base)) throw InvalidInput("switch: the plan merges experts, and a member cannot be switched alone");
 }
 
 /// Families differ, not checkpoints: where the rule has a selection bias, describe() wants it.
 void check_selection_bias(const std::string& family_name) {
   const Family* family = find_family(family_name);
-  const bool has =
-      family != nullptr && std::any_of(family->tensors.begin(), family->tensors.end(),
-                                       [](const TensorRule& rule) { return rule.role == Role::selection_bias; });
-  if (has) return;
+  if (family != nullptr && family->has(Role::selection_bias)) return;
   throw InvalidInput(fmt::format("switch --off bias: the router of {} has no selection bias; --off drop takes experts out, "
                                  "--strengthen 0 makes them put out zeros",
                                  family_name));
@@ -195,10 +188,7 @@ void check_silence(const RouterLimits& limits, const Plan& plan, const PlanLayer
 void note_usage(const StatisticsManifest& manifest, const LayerStatistics& statistics, const RouterLimits& limits,
                 PlanLayer& layer) {
   const std::vector<double> weights(manifest.tasks.size(), 1.0);
-  const auto routed = routed_tokens(statistics, weights);
-  layer.unseen = static_cast<int>(std::count(routed.begin(), routed.end(), 0.0));
-  layer.unseen_kept = static_cast<int>(std::count_if(layer.keep.begin(), layer.keep.end(),
-                                                     [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; }));
+  count_unseen(routed_tokens(statistics, weights), layer);
   if (limits.drifts()) layer.kept_mass = kept_mass(statistics, layer.keep, weights);
 }
 

@@ -71,22 +71,10 @@ double routed_share(const LayerStatistics& layer, const std::vector<int>& rows) 
   return all > 0 ? kept / all : 1;
 }
 
-void check_together(const Statistics& statistics, const Plan& plan) {
-  std::vector<int> planned;
-  for (const PlanLayer& layer : plan.layers) planned.push_back(layer.layer);
-  const auto& manifest = statistics.manifest;
-  if (plan.checkpoint_fingerprint == manifest.checkpoint_fingerprint && plan.experts == manifest.experts &&
-      planned == manifest.moe_layers) {
-    return;
-  }
-  throw InvalidInput(fmt::format("the plan is of checkpoint {}, the statistics of {}, or their layers differ",
-                                 plan.checkpoint_fingerprint, manifest.checkpoint_fingerprint));
-}
-
 }  // namespace
 
 PlanReport report_plan(const Statistics& statistics, const Plan& plan, int resamples, std::uint64_t seed) {
-  check_together(statistics, plan);
+  check_plan_of(plan, statistics.manifest);
   PlanReport out;
   out.least_routed_share = 2;  // above every share
   for (std::size_t i = 0; i < plan.layers.size(); ++i) {

@@ -4,32 +4,23 @@
 #include <numeric>
 
 #include "moetrim/report.h"
+#include "moetrim/split_mix.h"
 #include "report/segments.h"
 #include "report/trace_reader.h"
-#include "score/split_mix.h"
 
 namespace moetrim {
 namespace {
 
 constexpr int kMostMultiple = 4;  // caches of up to so many times K experts
 
-/// How often every one of `count` was drawn, [count].
-std::vector<double> draw(std::size_t count, std::uint64_t seed) {
-  std::vector<double> times(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    times[static_cast<std::size_t>(unit_interval(split_mix(seed + i)) * static_cast<double>(count))] += 1;
-  }
-  return times;
-}
-
 /// 95% basic interval of a figure over resampled sequences.
 /// @param figure  of sequences drawn so often each
 std::optional<std::pair<double, double>> basic_interval(double value, std::size_t sequences, const TraceOptions& options,
-                                                        const std::function<double(const std::vector<double>&)>& figure) {
+                                                        const std::function<double(const std::vector<int>&)>& figure) {
   if (sequences < 2) return std::nullopt;
   std::vector<double> again;
   for (int b = 0; b < options.resamples; ++b) {
-    again.push_back(figure(draw(sequences, split_mix(split_mix(options.seed) + static_cast<std::uint64_t>(b)))));
+    again.push_back(figure(draw_with_replacement(sequences, split_mix(split_mix(options.seed) + static_cast<std::uint64_t>(b)))));
   }
   std::sort(again.begin(), again.end());
   const auto low = static_cast<std::size_t>(0.025 * static_cast<double>(again.size()));
@@ -41,11 +32,11 @@ void add(const UseCounts& counts, UseCounts& sum) {
 }
 
 /// SRP of the model, sequences counted so often each.
-double srp_of(const std::vector<UseCounts>& by_sequence, const std::vector<double>& times) {
+double srp_of(const std::vector<UseCounts>& by_sequence, const std::vector<int>& times) {
   UseCounts counts(by_sequence.front().size());
   for (std::size_t s = 0; s < times.size(); ++s) {
     if (times[s] == 0) continue;
-    for (std::size_t c = 0; c < counts.size(); ++c) counts[c] += static_cast<std::int64_t>(times[s]) * by_sequence[s][c];
+    for (std::size_t c = 0; c < counts.size(); ++c) counts[c] += std::int64_t{times[s]} * by_sequence[s][c];
   }
   return best_threshold(counts).srp;
 }
@@ -76,7 +67,7 @@ class ConsistencyCounter {
       return std::all_of(counts.begin(), counts.end(), [](auto n) { return n == 0; });
     });
     out_.srp.interval = basic_interval(out_.srp.value, by_sequence_.size(), options,
-                                       [&](const std::vector<double>& times) { return srp_of(by_sequence_, times); });
+                                       [&](const std::vector<int>& times) { return srp_of(by_sequence_, times); });
     return std::move(out_);
   }
 
@@ -119,12 +110,12 @@ class HitCounter {
   CacheHits finish(const TraceOptions& options) {
     for (std::size_t i = 0; i < out_.sizes.size(); ++i) {
       const auto layers = static_cast<double>(out_.sizes[i].layers.size());
-      const auto rate = [&](const std::vector<double>& times) {
+      const auto rate = [&](const std::vector<int>& times) {
         return std::inner_product(times.begin(), times.end(), hits_[i].begin(), 0.0) /
                (layers * std::inner_product(times.begin(), times.end(), uses_.begin(), 0.0));
       };
       Estimate& model = out_.sizes[i].model;
-      model.value = rate(std::vector<double>(uses_.size(), 1.0));
+      model.value = rate(std::vector<int>(uses_.size(), 1));
       model.interval = basic_interval(model.value, uses_.size(), options, rate);
     }
     return std::move(out_);

@@ -217,11 +217,7 @@ std::size_t marker_index(const StatisticsManifest& manifest, const std::string& 
 std::vector<MarkerCounts> read_marker_counts(const Statistics& statistics, const std::filesystem::path& folder,
                                              const std::string& marker, const std::vector<std::string>& names) {
   const std::size_t index = marker_index(statistics.manifest, marker);
-  std::vector<int> tasks = task_ids(statistics, names);
-  if (tasks.empty()) {
-    tasks.resize(statistics.manifest.tasks.size());
-    std::iota(tasks.begin(), tasks.end(), 0);
-  }
+  const std::vector<int> tasks = names.empty() ? statistics.tasks({}) : task_ids(statistics, names);
   const auto experts = static_cast<std::size_t>(statistics.manifest.experts);
   std::vector<MarkerCounts> layers;
   for (const LayerStatistics& layer : statistics.layers) {

@@ -6,18 +6,12 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "statistics/task_block.h"
 
 namespace moetrim {
 namespace {
 
 std::size_t size(int value) { return static_cast<std::size_t>(value); }
-
-/// Adds task `other_task` of `from` to task `task` of `to`; `length` values a task.
-void add_block(std::vector<double>& to, int task, const std::vector<double>& from, int other_task, std::size_t length) {
-  double* out = to.data() + size(task) * length;
-  const double* in = from.data() + size(other_task) * length;
-  for (std::size_t i = 0; i < length; ++i) out[i] += in[i];
-}
 
 }  // namespace
 

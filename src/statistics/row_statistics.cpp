@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "statistics/task_block.h"
 #include "statistics/tensor_file.h"
 
 namespace moetrim {
@@ -15,13 +16,6 @@ namespace {
 constexpr std::string_view kFormat = "statistics-rows-1";  // name and version
 
 std::size_t size(int value) { return static_cast<std::size_t>(value); }
-
-/// Adds task `other_task` of `from` to task `task` of `to`; `length` values a task.
-void add_block(std::vector<double>& to, int task, const std::vector<double>& from, int other_task, std::size_t length) {
-  double* out = to.data() + size(task) * length;
-  const double* in = from.data() + size(other_task) * length;
-  for (std::size_t i = 0; i < length; ++i) out[i] += in[i];
-}
 
 /// What the file holds, in the order of its bytes.
 std::vector<StatisticsField> fields_of(RowStatistics& rows) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <set>
 #include <string_view>
 #include <system_error>
@@ -143,6 +144,18 @@ int Statistics::task(std::string_view name) const {
   }
   throw InvalidInput(
       fmt::format("no task {} in the statistics{}; there are: {}", in_quotes(name), did_you_mean(name, names), list));
+}
+
+std::vector<int> Statistics::tasks(const std::vector<std::string>& names) const {
+  std::vector<int> ids;
+  for (const auto& name : names) ids.push_back(task(name));
+  if (names.empty()) {
+    ids.resize(manifest.tasks.size());
+    std::iota(ids.begin(), ids.end(), 0);
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  return ids;
 }
 
 void write_statistics(const fs::path& folder, const Statistics& statistics) {

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/split_mix.h"
 #include "moetrim/suggest.h"
 #include "moetrim/text.h"
 #include "text/demonstrations.h"
@@ -19,26 +20,10 @@
 namespace moetrim {
 namespace {
 
-/// SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
-class SplitMix64 {
- public:
-  explicit SplitMix64(std::uint64_t seed) : state_(seed) {}
-
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-
-  /// A number below `bound`. The high half of the product: its bias is below bound / 2^64.
-  std::uint64_t below(std::uint64_t bound) {
-    return static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
-  }
-
- private:
-  std::uint64_t state_;
-};
+/// The next number below `bound`. The high half of the product: its bias is below bound / 2^64.
+std::uint64_t next_below(SplitMix64& numbers, std::uint64_t bound) {
+  return static_cast<std::uint64_t>((static_cast<unsigned __int128>(numbers.next()) * bound) >> 64);
+}
 
 constexpr std::size_t kLongestTag = 64;
 constexpr std::size_t kMostTags = 256;  // a task's co-activations alone are E x E per layer
@@ -125,7 +110,7 @@ class TaskReader {
   void read_shuffled() {
     auto places = lines_.places();
     SplitMix64 random(*options_.shuffle_seed);
-    for (std::size_t left = places.size(); left > 1; --left) std::swap(places[left - 1], places[random.below(left)]);
+    for (std::size_t left = places.size(); left > 1; --left) std::swap(places[left - 1], places[next_below(random, left)]);
     for (const auto& place : places) {
       if (enough()) break;
       add(lines_.at(place));

@@ -53,9 +53,7 @@ class Merging {
     for (std::size_t l = 0; l < plan.layers.size(); ++l) {
       PlanLayer& layer = plan.layers[l];  // its kept mass stays: members' probability goes to what they merge into
       apply(merged(l, counts[l]), layer);
-      const auto routed = routed_tokens(statistics_.layers[l], weights_);
-      layer.unseen_kept = static_cast<int>(std::count_if(layer.keep.begin(), layer.keep.end(),
-                                                         [&](int id) { return routed[static_cast<std::size_t>(id)] == 0; }));
+      count_unseen(routed_tokens(statistics_.layers[l], weights_), layer);
     }
     write_source(plan);
     return plan;

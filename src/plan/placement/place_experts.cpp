@@ -35,32 +35,13 @@ void check_request(const PlacementRequest& request, const Plan& plan) {
 }
 
 void check_together(const Statistics& statistics, const Plan& plan) {
-  const auto& manifest = statistics.manifest;
-  std::vector<int> planned;
-  for (const PlanLayer& layer : plan.layers) planned.push_back(layer.layer);
-  if (plan.checkpoint_fingerprint != manifest.checkpoint_fingerprint || planned != manifest.moe_layers ||
-      plan.experts != manifest.experts) {
-    throw InvalidInput(fmt::format("place: the plan is of checkpoint {}, the statistics of {}, or their layers differ",
-                                   plan.checkpoint_fingerprint, manifest.checkpoint_fingerprint));
-  }
+  check_plan_of(plan, statistics.manifest);
   if (merges(plan)) throw InvalidInput("place: the plan merges experts; write that checkpoint, then place its experts");
   for (const PlanLayer& layer : plan.layers) {
     if (std::set(layer.keep.begin(), layer.keep.end()).size() == layer.keep.size()) continue;
     throw InvalidInput(
         "place: the plan has experts more than once, and nothing is known of how tokens will share the copies");
   }
-}
-
-std::vector<int> task_ids(const Statistics& statistics, const std::vector<std::string>& names) {
-  std::vector<int> ids;
-  for (const auto& name : names) ids.push_back(statistics.task(name));
-  if (names.empty()) {
-    ids.resize(statistics.manifest.tasks.size());
-    std::iota(ids.begin(), ids.end(), 0);
-  }
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  return ids;
 }
 
 /// Rows and columns of a statistic's matrices, tasks added up.
@@ -99,7 +80,7 @@ Problem problem_of(const Statistics& statistics, const PlacementRequest& request
   Problem problem;
   problem.elements = plan.keep;
   problem.devices = {.count = request.devices, .nodes = request.nodes};
-  const auto tasks = task_ids(statistics, request.tasks);
+  const auto tasks = statistics.tasks(request.tasks);
   for (std::size_t l = 0; l < plan.layers.size(); ++l) problem.layers.push_back(flow_of(statistics, plan, tasks, l));
   return problem;
 }
@@ -269,7 +250,7 @@ PlacedPlan place_experts(const Statistics& statistics, const PlacementRequest& r
   for (std::size_t l = 0; l < placed.size(); ++l) reorder(placed[l], out.plan.layers[l]);
   out.plan.order = SlotOrder::free;
   nlohmann::ordered_json tasks = nlohmann::ordered_json::array();
-  for (const int task : task_ids(statistics, request.tasks)) {
+  for (const int task : statistics.tasks(request.tasks)) {
     tasks.push_back(statistics.manifest.tasks[static_cast<std::size_t>(task)].name);
   }
   out.plan.source["placement"] = {{"devices", request.devices},

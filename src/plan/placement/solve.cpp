@@ -3,9 +3,9 @@
 #include <numeric>
 
 #include "moetrim/matrix.h"
+#include "moetrim/split_mix.h"
 #include "plan/placement/layer_search.h"
 #include "plan/placement/problem.h"
-#include "score/split_mix.h"
 
 namespace moetrim::placement {
 namespace {

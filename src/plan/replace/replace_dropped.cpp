@@ -13,8 +13,7 @@ namespace moetrim {
 
 void check_replace(const StatisticsManifest& manifest) {
   const Family* family = find_family(manifest.family);
-  const auto is_bias = [](const TensorRule& rule) { return rule.role == Role::fused_down_bias; };
-  if (family != nullptr && std::any_of(family->tensors.begin(), family->tensors.end(), is_bias)) return;
+  if (family != nullptr && family->has(Role::fused_down_bias)) return;
   throw InvalidInput(fmt::format("experts of {} have no bias in their down projection that could hold a constant; drop them "
                                  "instead (moetrim plan)", manifest.family));
 }

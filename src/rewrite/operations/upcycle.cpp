@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "moetrim/split_mix.h"
 #include "rewrite/operations.h"
 
 namespace moetrim::operations {
@@ -26,14 +27,11 @@ class Upcycle : public Editor {
   }
 
  private:
-  /// Another one for every slab, the same in every run: SplitMix64 over the numbers that name it.
+  /// Another one for every slab, the same in every run.
   std::uint64_t seed_of(int layer, const SlabPlace& place) const {
     std::uint64_t state = seed_;
     for (const int part : {layer, place.slot, static_cast<int>(place.role)}) {
-      state += 0x9e3779b97f4a7c15U + static_cast<std::uint64_t>(part);
-      state = (state ^ (state >> 30U)) * 0xbf58476d1ce4e5b9U;
-      state = (state ^ (state >> 27U)) * 0x94d049bb133111ebU;
-      state ^= state >> 31U;
+      state = split_mix(state + static_cast<std::uint64_t>(part));
     }
     return state;
   }

@@ -1,8 +1,8 @@
 // A control: uniform numbers that depend on the seed, the layer and the expert, and on nothing that was measured.
 #include <cstdint>
 
+#include "moetrim/split_mix.h"
 #include "score/methods.h"
-#include "score/split_mix.h"
 
 namespace moetrim::methods {
 namespace {

@@ -1,6 +1,6 @@
 // A control: uniform numbers that depend on the seed, the layer, the expert and the atom, and on nothing that was measured.
+#include "moetrim/split_mix.h"
 #include "score/methods.h"
-#include "score/split_mix.h"
 
 namespace moetrim::methods {
 namespace {

@@ -1,0 +1,73 @@
+// What a plan makes of a layer's experts, slot by slot, and the plan that keeps them all.
+
+#include <algorithm>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "moetrim/plan.h"
+#include "plan/measured.h"
+
+namespace moetrim {
+
+bool merges(const Plan& plan) {
+  return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) { return !layer.merge.empty(); });
+}
+
+bool changes_values(const Plan& plan) {
+  if (plan.noise > 0 || plan.experts_per_token_after > 0) return true;
+  return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) {
+    return !layer.merge.empty() || !layer.scale.empty() || !layer.silence.empty() || !layer.constant.empty() ||
+           !layer.smooth.empty();
+  });
+}
+
+std::vector<int> router_rows(const Plan& plan, const PlanLayer& layer) {
+  if (plan.router != MergedRouter::map) return layer.keep;
+  std::vector<int> rows = layer.keep;
+  for (const MergeGroup& group : layer.merge) {
+    for (const int member : group.members) {
+      if (member != group.into) rows.push_back(member);
+    }
+  }
+  std::sort(rows.begin(), rows.end());
+  return rows;
+}
+
+Plan plan_head(const StatisticsManifest& manifest) {
+  Plan plan;
+  plan.variant = variant_name(Variant::executed);
+  plan.checkpoint_fingerprint = manifest.checkpoint_fingerprint;
+  plan.family = manifest.family;
+  plan.experts = plan.keep = manifest.experts;
+  plan.experts_per_token = manifest.experts_per_token;
+  if (manifest.groups.count > 1) plan.groups = manifest.groups;  // one group is none, whatever its rule
+  return plan;
+}
+
+std::vector<int> all_experts(int count) {
+  std::vector<int> ids(static_cast<std::size_t>(count));
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
+}
+
+Plan whole_plan(const StatisticsManifest& manifest) {
+  Plan plan = plan_head(manifest);
+  plan.method = "whole";
+  for (const int layer : manifest.moe_layers) plan.layers.push_back({.layer = layer, .keep = all_experts(manifest.experts)});
+  return plan;
+}
+
+void check_plan_of(const Plan& plan, const StatisticsManifest& manifest) {
+  std::vector<int> planned;
+  for (const PlanLayer& layer : plan.layers) planned.push_back(layer.layer);
+  if (plan.checkpoint_fingerprint == manifest.checkpoint_fingerprint && plan.experts == manifest.experts &&
+      planned == manifest.moe_layers) {
+    return;
+  }
+  throw InvalidInput(fmt::format("the plan is of checkpoint {}, the statistics of {}, or their layers differ",
+                                 plan.checkpoint_fingerprint, manifest.checkpoint_fingerprint));
+}
+
+}  // namespace moetrim
