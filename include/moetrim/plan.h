@@ -146,6 +146,12 @@ struct PlanLayer {
   std::vector<float> smooth = {};
 };
 
+/// How many slots the layers have.
+enum class LayerCounts : std::uint8_t {
+  equal,   ///< as many in every layer: Plan::keep
+  listed,  ///< every layer its own number, Plan::keep in the largest
+};
+
 /// How the slots of a layer may lie.
 enum class SlotOrder : std::uint8_t {
   ascending,  ///< by original id, each at most once
@@ -181,7 +187,8 @@ struct Plan {
   std::string checkpoint_fingerprint;
   std::string family;
   int experts = 0;                  ///< per layer before
-  int keep = 0;                     ///< per layer after: slots
+  int keep = 0;                     ///< per layer after: slots, in the layer with most
+  LayerCounts counts = LayerCounts::equal;
   int experts_per_token = 0;
   int experts_per_token_after = 0;  ///< 0: as before
   SlotOrder order = SlotOrder::ascending;
@@ -201,6 +208,12 @@ struct Plan {
 
 /// Whether any layer has merge groups.
 bool merges(const Plan& plan);
+/// Slots of all layers together.
+std::int64_t kept_experts(const Plan& plan);
+/// "16", or "8 to 20" where the layers differ: router rows of a layer.
+std::string keep_text(const Plan& plan);
+/// @throws InvalidInput when the layers keep different numbers of experts. @param what  that cannot be done then: "merging"
+void check_equal_counts(const Plan& plan, std::string_view what);
 /// Whether tensors of the new checkpoint hold values that the old one does not have, so that no mask can stand for the plan.
 bool changes_values(const Plan& plan);
 /// Original ids of the layer's router rows after the plan: those of the slots, or with a map those of all members and other
@@ -221,6 +234,9 @@ std::optional<int> uniform_width(const Plan& plan, int width_before);
 /// What a plan must not exceed, and how it may choose. Of several limits the tightest wins.
 struct PlanRequest {
   KeepBudget keep = {};                   ///< experts of every layer; empty: all, or what the other limits allow
+  /// Experts of each MoE layer of the statistics, in their order, instead of `keep`; empty: as many in every layer. Every
+  /// number must be legal by itself (legal_keep).
+  std::vector<int> keep_by_layer = {};
   std::vector<std::string> protect = {}; ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
   bool regroup = false;              ///< ignore the router's groups, and make one of them
   bool correct_drift = false;        ///< let the new checkpoint undo the growth of kept gates
@@ -261,7 +277,8 @@ SuperExpertThresholds super_expert_thresholds(const Statistics& statistics, Vari
 std::vector<ProtectedExpert> find_super_experts(const Statistics& statistics, Variant variant);
 
 /// Experts: the best `keep` of every layer, or keep / groups of every group; protected ones first; ties go to the lower id.
-/// With a budget of bytes, the largest legal number that fits.
+/// With a budget of bytes, the largest legal number that fits. With `keep_by_layer` every layer keeps its own number, and a
+/// budget of bytes is only checked: which layer should give way is for the caller to say.
 ///
 /// Atomic experts, when `scores` are of those: the experts are chosen by `experts`, then the best of their atomic experts
 /// stay, those of protected experts first; ties go to the lower layer, expert and atomic expert. In blocks or aligned, the
@@ -297,8 +314,8 @@ std::vector<double> convergence(const Statistics& statistics, const ScoringMetho
 
 /// `recipes/plan.schema.json` describes it.
 nlohmann::ordered_json plan_to_json(const Plan& plan);
-/// @throws InvalidInput naming file and field; ids out of range, doubled, unsorted or counts that differ, in a layer or in
-///         one of its groups, are refused.
+/// @throws InvalidInput naming file and field; ids out of range, doubled, unsorted or counts that differ, in a layer (unless
+///         the plan lists them) or in one of its groups, are refused.
 Plan read_plan(const std::filesystem::path& file);
 /// One line per layer; equal plans give equal bytes. @throws InvalidInput when read_plan would refuse it.
 void write_plan(const std::filesystem::path& file, const Plan& plan);

@@ -15,6 +15,25 @@ bool merges(const Plan& plan) {
   return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) { return !layer.merge.empty(); });
 }
 
+std::int64_t kept_experts(const Plan& plan) {
+  std::int64_t sum = 0;
+  for (const PlanLayer& layer : plan.layers) sum += std::ssize(layer.keep);
+  return sum;
+}
+
+std::string keep_text(const Plan& plan) {
+  if (plan.counts == LayerCounts::equal) return std::to_string(plan.keep);
+  const auto fewer = [](const PlanLayer& a, const PlanLayer& b) { return a.keep.size() < b.keep.size(); };
+  const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), fewer);
+  if (least->keep.size() == most->keep.size()) return std::to_string(most->keep.size());
+  return fmt::format("{} to {}", least->keep.size(), most->keep.size());
+}
+
+void check_equal_counts(const Plan& plan, std::string_view what) {
+  if (plan.counts == LayerCounts::equal) return;
+  throw InvalidInput(fmt::format("{}: the plan keeps {} experts, by layer; give every layer the same number", what, keep_text(plan)));
+}
+
 bool changes_values(const Plan& plan) {
   if (plan.noise > 0 || plan.experts_per_token_after > 0) return true;
   return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) {
