@@ -18,7 +18,7 @@ void check_expert_limits(const PlanRequest& request, std::string_view method) {
                                  "a method over atomic experts, such as heapr",
                                  method));
   }
-  if (request.keep.empty() && !request.budget_bytes) {
+  if (request.keep.empty() && request.keep_by_layer.empty() && !request.budget_bytes) {
     throw UsageError("nothing says how many experts stay; add --keep or --budget-bytes");
   }
 }
@@ -35,7 +35,11 @@ void check_atom_limits(const PlanRequest& request, std::string_view method, bool
   if (align % blocks != 0 && blocks % align != 0) {
     throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", align, blocks));
   }
-  if (request.keep.empty() == experts) {
+  if (request.scope == AtomScope::layer && !request.keep_by_layer.empty()) {
+    throw UsageError("scope layer keeps as many atomic experts in every layer, and the layers would keep different numbers of "
+                     "experts; use --scope global or expert");
+  }
+  if ((request.keep.empty() && request.keep_by_layer.empty()) == experts) {
     throw UsageError(fmt::format("{} scores atomic experts; scores of experts are needed with keep, and only then", method));
   }
 }
@@ -43,6 +47,9 @@ void check_atom_limits(const PlanRequest& request, std::string_view method, bool
 }  // namespace
 
 void check_limits(const PlanRequest& request, std::string_view method, Grain grain, bool experts) {
+  if (!request.keep.empty() && !request.keep_by_layer.empty()) {
+    throw UsageError("keep and keep by layer both say how many experts stay; give one of them");
+  }
   if (grain == Grain::atom) {
     check_atom_limits(request, method, experts);
   } else {

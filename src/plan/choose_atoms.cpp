@@ -16,12 +16,11 @@ namespace {
 /// The sums of shares are slightly off in binary: far above that error, far below what anybody asks for.
 constexpr double kSlack = 1e-12;
 
-/// Experts of every layer after the plan; with a map of merged experts fewer than Plan::keep, which counts router rows.
-std::ptrdiff_t slots(const Plan& plan) { return std::ssize(plan.layers.front().keep); }
-
 std::vector<RankedExpert> ranked_experts(const Scores& scores, const Plan& plan) {
   std::vector<RankedExpert> experts;
+  std::vector<std::ptrdiff_t> first;  // of every layer
   for (std::size_t l = 0; l < plan.layers.size(); ++l) {
+    first.push_back(std::ssize(experts));
     for (const int expert : plan.layers[l].keep) {
       const auto width = static_cast<std::size_t>(scores.width);
       experts.push_back({std::span(scores.values[l]).subspan(static_cast<std::size_t>(expert) * width, width)});
@@ -31,14 +30,15 @@ std::vector<RankedExpert> ranked_experts(const Scores& scores, const Plan& plan)
     const auto layer = std::find_if(plan.layers.begin(), plan.layers.end(),
                                     [&](const PlanLayer& candidate) { return candidate.layer == expert.layer; });
     const auto place = std::lower_bound(layer->keep.begin(), layer->keep.end(), expert.expert) - layer->keep.begin();
-    experts[static_cast<std::size_t>((layer - plan.layers.begin()) * slots(plan) + place)].whole = true;
+    experts[static_cast<std::size_t>(first[static_cast<std::size_t>(layer - plan.layers.begin())] + place)].whole = true;
   }
   return experts;
 }
 
+/// Experts that the atomic experts are chosen among together; a layer's are as many in every layer (check_limits).
 std::size_t pool_size(const Plan& plan, AtomScope scope) {
   if (scope == AtomScope::expert) return 1;
-  return static_cast<std::size_t>(slots(plan)) * (scope == AtomScope::layer ? 1 : plan.layers.size());
+  return scope == AtomScope::layer ? plan.layers.front().keep.size() : static_cast<std::size_t>(kept_experts(plan));
 }
 
 /// The largest number in [low, high] that fits, where `low` does and every number below one that fits does too.
@@ -61,7 +61,7 @@ class AtomLimits {
   AtomLimits(const StatisticsManifest& manifest, const PlanRequest& request, const std::vector<std::vector<double>>& routed,
              const Plan& plan, const AtomRanking& ranking)
       : manifest_(manifest), request_(request), ranking_(ranking), flops_(plan.layers, routed, manifest.expert_width),
-        dropped_(static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - slots(plan))),
+        dropped_(static_cast<std::int64_t>(plan.layers.size()) * plan.experts - kept_experts(plan)),
         protects_(!plan.protect.empty()) {}
 
   std::int64_t total() const { return ranking_.pools() * ranking_.pool_atoms(); }

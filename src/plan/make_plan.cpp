@@ -1,6 +1,7 @@
-// Scores, a budget and protection to a plan: the same number of experts in every MoE layer, and in every group of it; then,
+// Scores, a budget and protection to a plan: as many experts in every MoE layer, or what was listed, and in every group of it; then,
 // with scores of atomic experts, what stays of each.
 #include <algorithm>
+#include <iterator>
 #include <map>
 
 #include <fmt/format.h>
@@ -66,6 +67,48 @@ int choose_keep(const StatisticsManifest& manifest, const PlanRequest& request, 
                                  *request.budget_bytes, bytes(keep), keep));
 }
 
+/// Each MoE layer's own number.
+std::vector<int> listed_counts(const StatisticsManifest& manifest, const PlanRequest& request,
+                               const std::vector<ProtectedCount>& crowds) {
+  const auto& layers = manifest.moe_layers;
+  if (request.keep_by_layer.size() != layers.size()) {
+    throw InvalidInput(fmt::format("keep by layer: {} numbers for {} MoE layers; give one for each", request.keep_by_layer.size(),
+                                   layers.size()));
+  }
+  const RouterLimits limits = router_limits(manifest);
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    std::vector<ProtectedCount> of_layer;
+    std::copy_if(crowds.begin(), crowds.end(), std::back_inserter(of_layer),
+                 [&](const ProtectedCount& crowd) { return crowd.layer == layers[l]; });
+    try {
+      legal_keep(limits, {.experts = request.keep_by_layer[l], .ratio = {}}, request.regroup, of_layer);
+    } catch (const InvalidInput& problem) {
+      throw InvalidInput(fmt::format("keep by layer: layer {}: {}", layers[l], problem.what()));
+    }
+  }
+  return request.keep_by_layer;
+}
+
+/// Experts of each MoE layer.
+std::vector<int> choose_counts(const StatisticsManifest& manifest, const PlanRequest& request, const LegalCounts& counts,
+                               const std::vector<ProtectedCount>& crowds, bool atoms) {
+  if (!request.keep_by_layer.empty()) return listed_counts(manifest, request, crowds);
+  return std::vector<int>(manifest.moe_layers.size(), choose_keep(manifest, request, counts, crowds, atoms));
+}
+
+std::int64_t dropped_experts(const Plan& plan) {
+  return static_cast<std::int64_t>(plan.layers.size()) * plan.experts - kept_experts(plan);
+}
+
+/// Listed numbers leave no expert to give up for a budget.
+void check_bytes(const StatisticsManifest& manifest, const PlanRequest& request, const Plan& plan) {
+  if (request.keep_by_layer.empty() || !request.budget_bytes) return;
+  const std::int64_t bytes = expected_bytes(manifest, dropped_experts(plan), 0);
+  if (bytes_fit(bytes, *request.budget_bytes)) return;
+  throw InvalidInput(fmt::format("budget-bytes {} is below the {} of a checkpoint with so many experts; list fewer", *request.budget_bytes,
+                                 bytes));
+}
+
 nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {
   const std::string rule =
       counts.step == 1 ? "nearest, half up"
@@ -118,16 +161,19 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
   const LegalCounts counts = legal_counts(limits, request.regroup);
   if (request.correct_drift) check_correct_drift(limits);
   Plan plan = head_of(manifest, scores, request);
-  plan.protect = resolve_protection(statistics, request.protect, variant);
+  plan.protect = resolve_protection(statistics, request, variant);
   auto protection = by_layer(plan.protect, plan.experts);
-  plan.keep = choose_keep(manifest, request, counts, count_protected(protection, plan.experts, counts.step), atoms);
+  const auto keeps = choose_counts(manifest, request, counts, count_protected(protection, plan.experts, counts.step), atoms);
+  const auto [fewest, most] = std::minmax_element(keeps.begin(), keeps.end());
+  plan.keep = *most;
+  if (*fewest != *most) plan.counts = LayerCounts::listed;
   const auto weights = task_weights(manifest, scores);
   const Scores* choosing = atoms ? experts : &scores;
   std::vector<std::vector<double>> routed;
   for (std::size_t i = 0; i < statistics.layers.size(); ++i) {
     const auto& layer = statistics.layers[i];
     routed.push_back(routed_tokens(layer, weights));
-    auto keep = choosing ? best_experts(choosing->values[i], protection[layer.layer], plan.keep, counts.step)
+    auto keep = choosing ? best_experts(choosing->values[i], protection[layer.layer], keeps[i], counts.step)
                          : all_experts(plan.experts);
     plan.layers.push_back({.layer = layer.layer, .keep = std::move(keep)});
     count_unseen(routed.back(), plan.layers.back());
@@ -136,11 +182,11 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
   if (request.correct_drift) check_kept_mass(plan);
   plan.source = source_of(scores, request, plan, counts, variant);
   if (atoms && experts) plan.source["expert_method"] = experts->method;
+  if (!atoms) check_bytes(manifest, request, plan);
   if (atoms) {
     choose_atoms(manifest, scores, request, routed, plan);
   } else if (has_sizes(manifest)) {
-    const auto dropped = static_cast<std::int64_t>(plan.layers.size()) * (plan.experts - plan.keep);
-    plan.source["expected"] = {{"bytes", expected_bytes(manifest, dropped, 0)}};
+    plan.source["expected"] = {{"bytes", expected_bytes(manifest, dropped_experts(plan), 0)}};
   }
   return plan;
 }

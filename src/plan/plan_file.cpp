@@ -33,6 +33,22 @@ void check_moved_groups(const JsonFields& fields, const Plan& plan, const std::v
   }
 }
 
+/// What the router needs of a layer, whatever the layer's number of experts is.
+RouterLimits limits_of(const Plan& plan) {
+  return {.experts = std::max(plan.experts, plan.keep),
+          .experts_per_token = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : plan.experts_per_token,
+          .groups = plan.groups};
+}
+
+void check_count(const JsonFields& fields, const Plan& plan, const PlanLayer& layer) {
+  if (plan.counts == LayerCounts::equal) return check_slots(fields, plan, layer);
+  const int count = static_cast<int>(layer.keep.size());
+  if (count > plan.keep) fields.fail("keep", fmt::format("expected at most {} experts as in the plan's keep, got {}", plan.keep, count));
+  const RouterLimits limits = limits_of(plan);
+  const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), count);
+  if (!problem.empty()) fields.fail("keep", fmt::format("{} experts do not work: {}", count, problem));
+}
+
 /// The new checkpoint's groups are runs of equal length: unequal numbers would move experts into other groups.
 void check_groups(const JsonFields& fields, const Plan& plan, const std::vector<int>& keep) {
   if (plan.regroup) return;
@@ -41,7 +57,7 @@ void check_groups(const JsonFields& fields, const Plan& plan, const std::vector<
     return;
   }
   const int size = plan.experts / plan.groups.count;
-  const int expected = plan.keep / plan.groups.count;
+  const int expected = static_cast<int>(keep.size()) / plan.groups.count;
   for (int group = 0; group < plan.groups.count; ++group) {
     const auto count = std::count_if(keep.begin(), keep.end(), [&](int expert) { return expert / size == group; });
     if (count == expected) continue;
@@ -118,7 +134,7 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan, const std::filesy
   layer.keep = slots(fields, plan);
   if (layer.keep.empty()) fields.fail("keep", "expected at least one expert, got none");
   read_changes(fields, file, where, plan, layer);
-  check_slots(fields, plan, layer);
+  check_count(fields, plan, layer);
   check_groups(fields, plan, router_rows(plan, layer));
   read_atoms(fields, plan, layer);
   layer.unseen = fields.whole("unseen", 0, plan.experts);
@@ -127,6 +143,18 @@ PlanLayer layer_from_json(JsonFields fields, const Plan& plan, const std::filesy
   read_kept_mass(fields, plan, layer);
   fields.finish();
   return layer;
+}
+
+/// Equal numbers have one spelling, which every reader of plans understands.
+void check_listed_counts(const JsonFields& fields, const Plan& plan) {
+  if (plan.counts == LayerCounts::equal) return;
+  if (merges(plan)) fields.fail("counts", "expected only where no experts are merged");
+  const auto fewer = [](const PlanLayer& a, const PlanLayer& b) { return a.keep.size() < b.keep.size(); };
+  const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), fewer);
+  if (std::ssize(most->keep) != plan.keep) {
+    fields.fail("keep", fmt::format("expected {}, the most that a layer keeps, got {}", most->keep.size(), plan.keep));
+  }
+  if (least->keep.size() == most->keep.size()) fields.fail("counts", "every layer keeps the same number; leave it out");
 }
 
 void read_layers(JsonFields& fields, const std::filesystem::path& file, Plan& plan) {
@@ -141,6 +169,7 @@ void read_layers(JsonFields& fields, const std::filesystem::path& file, Plan& pl
     plan.layers.push_back(std::move(layer));
   }
   if (plan.layers.empty()) fields.fail("layers", "expected at least one layer, got none");
+  check_listed_counts(fields, plan);
   if (plan.width > 0 && uniform_width(plan, plan.width) == 0) {
     fields.fail("layers", "expected at least one atomic expert, got none in any layer");
   }
@@ -169,7 +198,10 @@ void read_protect(JsonFields& fields, const std::filesystem::path& file, Plan& p
     ProtectedExpert expert;
     expert.layer = entry.whole("layer", 0);
     expert.expert = entry.whole("expert", 0, plan.experts - 1);
-    expert.why = entry.choice("why", {"super", "requested"});
+    expert.why = entry.text("why");
+    if (expert.why != "super" && expert.why != "requested" && !expert.why.starts_with("task ")) {
+      entry.fail("why", fmt::format("{}: expected super, requested or task NAME", in_quotes(expert.why)));
+    }
     entry.finish();
     check_protected(entry, plan, expert);
     plan.protect.push_back(std::move(expert));
@@ -193,9 +225,8 @@ void read_groups(JsonFields& fields, const std::filesystem::path& file, Plan& pl
     fields.fail("regroup", "expected only with groups of rule max or top2, got " +
                                (plan.groups.count == 1 ? std::string("no groups") : "rule each"));
   }
-  const int chosen = plan.experts_per_token_after > 0 ? plan.experts_per_token_after : plan.experts_per_token;
-  const RouterLimits limits{.experts = std::max(plan.experts, plan.keep), .experts_per_token = chosen, .groups = plan.groups};
-  const std::string groups = router_groups_problem(plan.groups, limits.experts, chosen);
+  const RouterLimits limits = limits_of(plan);
+  const std::string groups = router_groups_problem(plan.groups, limits.experts, limits.experts_per_token);
   if (!groups.empty()) fields.fail(plan.experts_per_token_after > 0 ? "experts_per_token_after" : "keep", groups);
   const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), plan.keep);
   if (!problem.empty()) fields.fail("keep", fmt::format("{} does not work: {}", plan.keep, problem));
@@ -223,6 +254,10 @@ Plan plan_from_json(const Json& json, const std::filesystem::path& file) {
   plan.experts = fields.whole("experts", 1);
   read_head_changes(fields, plan);
   plan.keep = fields.whole("keep", 1, plan.order == SlotOrder::free ? kMostSlots : plan.experts);
+  if (fields.has("counts")) {
+    fields.choice("counts", {"by-layer"});
+    plan.counts = LayerCounts::listed;
+  }
   plan.experts_per_token = fields.whole("experts_per_token", 1, plan.keep);
   if (fields.has("experts_per_token_after")) plan.experts_per_token_after = fields.whole("experts_per_token_after", 1, plan.keep);
   if (fields.has("width")) plan.width = fields.whole("width", 1, kMostWidth);
@@ -281,8 +316,9 @@ nlohmann::ordered_json plan_to_json(const Plan& plan) {
                                  {"checkpoint_fingerprint", plan.checkpoint_fingerprint},
                                  {"family", plan.family},
                                  {"experts", plan.experts},
-                                 {"keep", plan.keep},
-                                 {"experts_per_token", plan.experts_per_token}};
+                                 {"keep", plan.keep}};
+  if (plan.counts == LayerCounts::listed) json["counts"] = "by-layer";
+  json["experts_per_token"] = plan.experts_per_token;
   write_head_changes(plan, json);
   if (plan.width > 0) json["width"] = plan.width;
   if (plan.groups.count > 1) json["groups"] = router_groups_to_json(plan.groups);

@@ -237,8 +237,12 @@ Plan switch_experts(const Statistics& statistics, const Contrast& contrast, cons
     note_usage(statistics.manifest, statistics.layers[i], limits, layer);
   }
   if (request.action == SwitchAction::drop) {
-    base.keep = static_cast<int>(base.layers.front().keep.size());
-    legal_keep(limits, {.experts = base.keep, .ratio = {}}, base.regroup);
+    base.keep = 0;
+    for (const PlanLayer& layer : base.layers) {
+      const int left = static_cast<int>(layer.keep.size());
+      legal_keep(limits, {.experts = left, .ratio = {}}, base.regroup);
+      base.keep = std::max(base.keep, left);
+    }
   }
   if (base.correct_drift) check_kept_mass(base);
   note_source(contrast, request, chosen, base);

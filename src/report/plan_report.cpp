@@ -1,6 +1,7 @@
 // What the statistics say about a plan.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -34,29 +35,35 @@ ScoreOptions options_of(const Plan& plan) {
   return options;
 }
 
+std::optional<MethodMix> known_method(const std::string& name) {
+  try {
+    return MethodMix::parse(name);
+  } catch (const UsageError&) {
+    return std::nullopt;  // plans of other commands have names of their own
+  }
+}
+
 /// The method that chose the plan's experts, or the reason why there is none to repeat.
-const ScoringMethod* method_of(const Plan& plan, std::string& why) {
+std::optional<MethodMix> method_of(const Plan& plan, std::string& why) {
   if (plan.keep == plan.experts) {
     why = "the plan keeps every expert";
-    return nullptr;
+    return std::nullopt;
   }
   if (plan.source.contains("switch")) {
     why = "experts were switched by their rank in a contrast, which is not repeated here";
-    return nullptr;
+    return std::nullopt;
   }
   const std::string name = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
-  const auto methods = scoring_methods();
-  const auto found =
-      std::find_if(methods.begin(), methods.end(), [&](const ScoringMethod* method) { return method->name == name; });
-  if (found == methods.end() || (*found)->grain == Grain::atom || merges(plan)) {
+  auto method = known_method(name);
+  if (!method || method->grain() == Grain::atom || merges(plan)) {
     why = fmt::format("{} is no method that scores experts, so the choice cannot be made again", in_quotes(plan.method));
-    return nullptr;
+    return std::nullopt;
   }
-  if ((*found)->second_order) {
-    why = fmt::format("{} needs second-order statistics, which are not kept per slice", in_quotes(name));
-    return nullptr;
+  if (const ScoringMethod* part = method->second_order()) {
+    why = fmt::format("{} needs second-order statistics, which are not kept per slice", in_quotes(part->name));
+    return std::nullopt;
   }
-  return *found;
+  return method;
 }
 
 /// Routed tokens whose expert has a router row after the plan, as a share.
@@ -87,8 +94,8 @@ PlanReport report_plan(const Statistics& statistics, const Plan& plan, int resam
     out.least_routed_share = share;
     out.least_layer = plan.layers[i].layer;
   }
-  const ScoringMethod* method = method_of(plan, out.why);
-  if (method == nullptr) return out;
+  const std::optional<MethodMix> method = method_of(plan, out.why);
+  if (!method) return out;
   const KeepBudget keep{.experts = plan.keep, .ratio = {}};
   const TaskWeights weights = weights_of(plan);
   out.convergence = convergence(statistics, *method, options_of(plan), keep, weights, plan.regroup);

@@ -31,6 +31,7 @@ class Merging {
                  .linkage = request.linkage.value_or(Linkage::average),
                  .group_size = request.group_size.value_or(MergeOptions{}.group_size)} {
     check_merge(request, router_limits(statistics.manifest), base.regroup);
+    check_equal_counts(base, "merge");
     if (needs_all_experts(request)) require_all_experts(statistics.manifest, std::string(method_.name));
     if (aligns_by_activations(request)) check_samples();
     to_ = legal_keep(router_limits(statistics.manifest), request.to, base.regroup);

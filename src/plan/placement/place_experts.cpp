@@ -36,6 +36,7 @@ void check_request(const PlacementRequest& request, const Plan& plan) {
 
 void check_together(const Statistics& statistics, const Plan& plan) {
   check_plan_of(plan, statistics.manifest);
+  check_equal_counts(plan, "place");
   if (merges(plan)) throw InvalidInput("place: the plan merges experts; write that checkpoint, then place its experts");
   for (const PlanLayer& layer : plan.layers) {
     if (std::set(layer.keep.begin(), layer.keep.end()).size() == layer.keep.size()) continue;

@@ -32,6 +32,7 @@ void replace_dropped(Plan& plan, int width) {
     }
   }
   plan.keep = plan.experts;
+  plan.counts = LayerCounts::equal;
   plan.width = width;
 }
 
