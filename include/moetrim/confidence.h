@@ -34,7 +34,7 @@ struct KeptSetConfidence {
 /// is decided again from those. Protection is left out. There are eight slices at most, so intervals are coarse.
 /// @return nothing where a task has counted tokens in one slice only.
 /// @throws as convergence()
-std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistics, const ScoringMethod& method,
+std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistics, const MethodMix& method,
                                                      const ScoreOptions& options, const KeepBudget& keep,
                                                      const std::vector<std::pair<std::string, double>>& task_weights,
                                                      bool regroup, int resamples, std::uint64_t seed);

@@ -96,7 +96,7 @@ void check_correct_drift(const RouterLimits& limits);
 struct ProtectedExpert {
   int layer = 0;   ///< absolute id
   int expert = 0;
-  std::string why; ///< "super" or "requested"
+  std::string why; ///< "super", "requested", or "task NAME": among the best of a task
 };
 
 /// Neighbouring atomic experts [begin, end) of an expert: columns of down_proj with the same rows of gate_proj and up_proj.
@@ -238,6 +238,7 @@ struct PlanRequest {
   /// number must be legal by itself (legal_keep).
   std::vector<int> keep_by_layer = {};
   std::vector<std::string> protect = {}; ///< each "super" or "L:E,E,…" (absolute layer : expert ids), or several with commas
+  std::vector<ProtectedExpert> protect_experts = {};  ///< the same by id, with reasons
   bool regroup = false;              ///< ignore the router's groups, and make one of them
   bool correct_drift = false;        ///< let the new checkpoint undo the growth of kept gates
   std::optional<std::uint64_t> budget_bytes = {};  ///< of the new checkpoint's tensors
@@ -308,7 +309,7 @@ std::optional<RouterDrift> router_drift(const Plan& plan);
 /// set from all of them, as overlap (Jaccard: size of the intersection over size of the union), mean over the layers.
 /// Protection is left out. The last value is 1.
 /// @throws InvalidInput for a method from second-order statistics, which are not kept per slice.
-std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+std::vector<double> convergence(const Statistics& statistics, const MethodMix& method, const ScoreOptions& options,
                                 const KeepBudget& keep,
                                 const std::vector<std::pair<std::string, double>>& task_weights = {}, bool regroup = false);
 

@@ -80,7 +80,9 @@ void RunFlags::apply(RunOptions& options, const Session& session, const std::str
 void ScoreFlags::add(CLI::App& command, bool required) {
   std::string names;
   for (const ScoringMethod* known : scoring_methods()) names += (names.empty() ? "" : ", ") + std::string(known->name);
-  command.add_option("--method", method, "Scoring method: " + names)->required(required);
+  command.add_option("--method", method,
+                     "Scoring method: " + names + "; or several added up, with weights: easy-ep+reap, easy-ep:0.7+reap:0.3")
+      ->required(required);
   command.add_option("--variant", variant, "executed: the routing that really ran; official: the published code")
       ->check(CLI::IsMember({"executed", "official"}))->capture_default_str();
   command.add_option("--library-version", library,

@@ -32,7 +32,8 @@ void list_methods(const Session& session) {
     if (method->grain == Grain::atom) list.back()["expert_method"] = method->expert_method;
     text += fmt::format("{:<20} {:<7} {:<13} {}\n", method->name, grain_name(method->grain), needs, method->source);
   }
-  session.print({{"methods", list}}, text);
+  session.print({{"methods", list}},
+                text + "methods that score the same things can be added up: easy-ep+reap, easy-ep:0.7+reap:0.3\n");
 }
 
 void list_merging(const Session& session) {

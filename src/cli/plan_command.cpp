@@ -48,32 +48,32 @@ PlanRequest PlanFlags::request() const {
 }
 
 bool PlanFlags::over_atoms() const {
-  return !score.method.empty() && find_scoring_method(score.method).grain == Grain::atom;
+  return !score.method.empty() && MethodMix::parse(score.method).grain() == Grain::atom;
 }
 
-/// What chooses whole experts for a method over atomic experts; null: nothing has to.
-const ScoringMethod* PlanFlags::choosing_method() const {
-  if (score.method.empty()) return nullptr;
-  const ScoringMethod& method = find_scoring_method(score.method);
-  if (method.grain == Grain::expert || keep.empty()) {
-    if (expert_method.empty()) return nullptr;
-    throw UsageError(method.grain == Grain::expert
-                         ? fmt::format("--expert-method: {} chooses the experts itself; leave it out", method.name)
+/// What chooses whole experts for a method over atomic experts; nothing where nothing has to.
+std::optional<MethodMix> PlanFlags::choosing_method() const {
+  if (score.method.empty()) return std::nullopt;
+  const MethodMix method = MethodMix::parse(score.method);
+  if (method.grain() == Grain::expert || keep.empty()) {
+    if (expert_method.empty()) return std::nullopt;
+    throw UsageError(method.grain() == Grain::expert
+                         ? fmt::format("--expert-method: {} chooses the experts itself; leave it out", method.name())
                          : std::string("--expert-method chooses the experts that --keep keeps; add --keep, or leave it out"));
   }
-  const std::string_view name = expert_method.empty() ? method.expert_method : expert_method;
+  const std::string name = expert_method.empty() ? method.expert_method() : expert_method;
   if (name.empty()) {
-    throw UsageError(fmt::format("--keep with {}: say with --expert-method what chooses the experts", method.name));
+    throw UsageError(fmt::format("--keep with {}: say with --expert-method what chooses the experts", method.name()));
   }
-  const ScoringMethod& chosen = find_scoring_method(name);
-  if (chosen.grain == Grain::atom) throw UsageError(fmt::format("--expert-method {}: it scores atomic experts", name));
-  return &chosen;
+  const MethodMix chosen = MethodMix::parse(name);
+  if (chosen.grain() == Grain::atom) throw UsageError(fmt::format("--expert-method {}: it scores atomic experts", name));
+  return chosen;
 }
 
 bool PlanFlags::needs_second_order() const {
   if (score.method.empty()) return false;
-  const ScoringMethod* experts = choosing_method();
-  return find_scoring_method(score.method).second_order || (experts && experts->second_order);
+  const auto experts = choosing_method();
+  return MethodMix::parse(score.method).second_order() || (experts && experts->second_order());
 }
 
 /// Dropping before merging, and atomic experts after it, are chosen by a method; merging alone needs none.
@@ -112,13 +112,13 @@ void PlanFlags::check() const {
       throw UsageError("--budget-bytes with --merge is for atomic experts; --merge-to says how many experts stay");
     }
   }
-  const ScoringMethod& method = find_scoring_method(score.method);
-  const ScoringMethod* experts = choosing_method();
-  if (method.grain == Grain::expert && !(scope.empty() && align.empty() && atom_blocks.empty())) {
+  const MethodMix method = MethodMix::parse(score.method);
+  const auto experts = choosing_method();
+  if (method.grain() == Grain::expert && !(scope.empty() && align.empty() && atom_blocks.empty())) {
     throw UsageError(fmt::format("--scope, --align and --atom-blocks are for methods over atomic experts; {} scores experts",
-                                 method.name));
+                                 method.name()));
   }
-  check_limits(request(), method.name, method.grain, experts != nullptr);
+  check_limits(request(), method.name(), method.grain(), experts.has_value());
 }
 
 void PlanFlags::check(const RouterLimits& limits) const {
@@ -133,11 +133,9 @@ Plan PlanFlags::merge_base(const Statistics& statistics) const {
   const ScoreOptions options = score.options();
   PlanRequest experts = request();
   experts = {.keep = experts.keep, .protect = protect, .regroup = regroup, .correct_drift = correct_drift};
-  const std::string_view name = keep.empty()   ? "reap"
-                                : over_atoms() ? choosing_method()->name
-                                               : std::string_view(score.method);
+  const std::string name = keep.empty() ? "reap" : over_atoms() ? choosing_method()->name() : score.method;
   if (keep.empty()) experts.keep.experts = statistics.manifest.experts;  // and no score decides
-  const Scores scores = moetrim::score(statistics, find_scoring_method(name),
+  const Scores scores = moetrim::score(statistics, MethodMix::parse(name),
                                        {.variant = options.variant, .seed = options.seed}, score.weights());
   return make_plan(statistics, scores, experts, options.variant);
 }
@@ -148,14 +146,14 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   if (!merge.empty()) {
     Plan plan = merge_plan(merge_base(statistics), statistics, vectors, merge.request(score, statistics.manifest));
     if (over_atoms()) {
-      const Scores atoms = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
+      const Scores atoms = moetrim::score(statistics, MethodMix::parse(score.method), options, score.weights());
       slim_plan(plan, statistics, atoms, request());
     }
     return plan;
   }
-  const Scores scores = moetrim::score(statistics, find_scoring_method(score.method), options, score.weights());
+  const Scores scores = moetrim::score(statistics, MethodMix::parse(score.method), options, score.weights());
   std::optional<Scores> experts;
-  if (const ScoringMethod* choosing = choosing_method()) {
+  if (const auto choosing = choosing_method()) {
     experts = moetrim::score(statistics, *choosing, {.variant = options.variant, .seed = options.seed}, score.weights());
   }
   return make_plan(statistics, scores, request(), options.variant, experts ? &*experts : nullptr);

@@ -68,7 +68,7 @@ void read_plan_part(Part& part, const fs::path& checkpoint, PlanFlags& out) {
   read_merge_options(part, checkpoint, out.merge);
   if (out.merge.empty() || part.fields().has("method")) {
     out.score.method = part.fields().text("method");
-    find_scoring_method(out.score.method);
+    MethodMix::parse(out.score.method);
   }
   read_plan_options(part, out);
   out.keep = number_or_text(part.fields(), "keep");

@@ -1,5 +1,7 @@
 // moetrim replace: statistics to a plan that replaces experts by their mean outputs.
 
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "cli/command.h"
@@ -24,13 +26,13 @@ Scores scores_of(const Flags& flags, const Statistics& statistics) {
   if (flags.method == kOwnMethod) {
     return mone_scores(statistics, [&](int layer) { return read_vectors(flags.statistics, statistics.manifest, layer); });
   }
-  return moetrim::score(statistics, find_scoring_method(flags.method), {.seed = flags.seed});
+  return moetrim::score(statistics, MethodMix::parse(flags.method), {.seed = flags.seed});
 }
 
 void run_replace(const Session& session, const Flags& flags) {
   const PlanRequest request{.keep = KeepBudget::parse(flags.keep), .protect = flags.protect};
-  const ScoringMethod* method = flags.method == kOwnMethod ? nullptr : &find_scoring_method(flags.method);
-  if (method != nullptr && method->grain == Grain::atom) {
+  const auto method = flags.method == kOwnMethod ? std::nullopt : std::optional(MethodMix::parse(flags.method));
+  if (method && method->grain() == Grain::atom) {
     throw UsageError(fmt::format("--method {}: it scores atomic experts", flags.method));
   }
   const StatisticsManifest manifest = read_statistics_manifest(flags.statistics);
@@ -39,7 +41,7 @@ void run_replace(const Session& session, const Flags& flags) {
     throw InvalidInput(fmt::format("{}: mean outputs were not measured; calibrate with --statistics vectors",
                                    flags.statistics));
   }
-  const Statistics statistics = Statistics::read(flags.statistics, method != nullptr && method->second_order != nullptr);
+  const Statistics statistics = Statistics::read(flags.statistics, method && method->second_order() != nullptr);
   session.note_part(manifest);
   Plan plan = make_plan(statistics, scores_of(flags, statistics), request, Variant::executed);
   const int replaced = plan.experts - plan.keep;

@@ -28,7 +28,7 @@ nlohmann::ordered_json without_losses(nlohmann::ordered_json manifest) {
 
 /// The same limits, filled at random. As many experts as a merging plan ends with, dropped rather than merged.
 PlanFlags random_twin(PlanFlags flags) {
-  const bool atoms = !flags.score.method.empty() && find_scoring_method(flags.score.method).grain == Grain::atom;
+  const bool atoms = !flags.score.method.empty() && MethodMix::parse(flags.score.method).grain() == Grain::atom;
   if (!flags.merge.empty()) {
     flags.keep = flags.merge.to;
     flags.merge = {};
@@ -97,7 +97,7 @@ class Run {
   void plan_step() {
     const auto make = [&](const PlanFlags& flags, const char* scores_file, const char* plan_file) {
       if (!flags.score.method.empty()) {
-        write_scores(recipe_.output / scores_file, moetrim::score(statistics_, find_scoring_method(flags.score.method),
+        write_scores(recipe_.output / scores_file, moetrim::score(statistics_, MethodMix::parse(flags.score.method),
                                                                   flags.score.options(), flags.score.weights()));
       }
       Plan plan = flags.make(statistics_, [&](int layer) {

@@ -48,8 +48,8 @@ void add_score(CLI::App& app, Session& session) {
   command->add_option("-o,--output", flags->output, "Also write the scores to this safetensors file");
   command->callback([&session, flags] {
     session.run = [&session, flags] {
-      const ScoringMethod& method = find_scoring_method(flags->method);
-      const Statistics statistics = Statistics::read(flags->statistics, method.second_order != nullptr);
+      const MethodMix method = MethodMix::parse(flags->method);
+      const Statistics statistics = Statistics::read(flags->statistics, method.second_order() != nullptr);
       session.note_part(statistics.manifest);
       const Scores scores = moetrim::score(statistics, method, flags->options(), flags->weights());
       if (!flags->output.empty()) write_scores(flags->output, scores);

@@ -79,7 +79,7 @@ struct PlanFlags {
  private:
   PlanRequest request() const;
   bool over_atoms() const;
-  const ScoringMethod* choosing_method() const;
+  std::optional<MethodMix> choosing_method() const;
   void check_merging() const;
   Plan merge_base(const Statistics& statistics) const;
 };

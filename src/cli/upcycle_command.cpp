@@ -54,9 +54,9 @@ void run_upcycle(const Session& session, const Flags& flags) {
     throw UsageError("say how copies are shared out: --method, or --uniform for as many of every expert");
   }
   if (!request.uniform) {
-    const ScoringMethod& method = find_scoring_method(flags.method);
-    if (method.grain == Grain::atom) throw UsageError(fmt::format("--method {}: it scores atomic experts", flags.method));
-    const Statistics statistics = Statistics::read(flags.statistics, method.second_order != nullptr);
+    const MethodMix method = MethodMix::parse(flags.method);
+    if (method.grain() == Grain::atom) throw UsageError(fmt::format("--method {}: it scores atomic experts", flags.method));
+    const Statistics statistics = Statistics::read(flags.statistics, method.second_order() != nullptr);
     session.note_part(statistics.manifest);
     utility = moetrim::score(statistics, method, flags.options(), flags.weights());
   }

@@ -100,13 +100,13 @@ KeptSetConfidence::Layer uncertain_experts(int layer, const std::vector<int>& fu
 
 }  // namespace
 
-std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistics, const ScoringMethod& method,
+std::optional<KeptSetConfidence> kept_set_confidence(const Statistics& statistics, const MethodMix& method,
                                                      const ScoreOptions& options, const KeepBudget& budget,
                                                      const std::vector<std::pair<std::string, double>>& task_weights,
                                                      bool regroup, int resamples, std::uint64_t seed) {
-  if (method.second_order) {
+  if (const ScoringMethod* part = method.second_order()) {
     throw InvalidInput(
-        fmt::format("confidence: {} needs second-order statistics, which are not kept per slice", method.name));
+        fmt::format("confidence: {} needs second-order statistics, which are not kept per slice", part->name));
   }
   const auto& manifest = statistics.manifest;
   const RouterLimits limits = router_limits(manifest);

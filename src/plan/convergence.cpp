@@ -25,12 +25,12 @@ double mean_overlap(const KeptSets& a, const KeptSets& b) {
 
 }  // namespace
 
-std::vector<double> convergence(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+std::vector<double> convergence(const Statistics& statistics, const MethodMix& method, const ScoreOptions& options,
                                 const KeepBudget& budget,
                                 const std::vector<std::pair<std::string, double>>& task_weights, bool regroup) {
-  if (method.second_order) {
+  if (const ScoringMethod* part = method.second_order()) {
     throw InvalidInput(
-        fmt::format("convergence: {} needs second-order statistics, which are not kept per slice", method.name));
+        fmt::format("convergence: {} needs second-order statistics, which are not kept per slice", part->name));
   }
   const RouterLimits limits = router_limits(statistics.manifest);
   const int keep = legal_keep(limits, budget, regroup);

@@ -8,6 +8,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
+#include "moetrim/suggest.h"
 #include "plan/layer_changes.h"
 #include "plan/legal_keep.h"
 

@@ -63,10 +63,13 @@ void add_request(const Statistics& statistics, std::string_view request, Variant
 
 }  // namespace
 
-std::vector<ProtectedExpert> resolve_protection(const Statistics& statistics, const std::vector<std::string>& requests,
-                                                Variant variant) {
+std::vector<ProtectedExpert> resolve_protection(const Statistics& statistics, const PlanRequest& request, Variant variant) {
   std::vector<ProtectedExpert> experts;
-  for (const auto& request : requests) add_request(statistics, request, variant, experts);
+  for (const auto& text : request.protect) add_request(statistics, text, variant, experts);
+  for (const auto& [layer, expert, why] : request.protect_experts) {
+    experts.push_back(checked(statistics.manifest, layer, expert, why));
+    experts.back().why = why;
+  }
   const auto place = [](const ProtectedExpert& e) { return std::tuple(e.layer, e.expert); };
   std::stable_sort(experts.begin(), experts.end(), [&](const auto& a, const auto& b) { return place(a) < place(b); });
   experts.erase(std::unique(experts.begin(), experts.end(), [&](const auto& a, const auto& b) { return place(a) == place(b); }),

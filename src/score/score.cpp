@@ -1,4 +1,4 @@
-// Scores of a whole run: every layer, one task or a weighted mix of several.
+// Scores of a whole run: every layer, by one method or a weighted mix of several, of one task or a weighted mix of several.
 #include "moetrim/score.h"
 
 #include <algorithm>
@@ -48,20 +48,29 @@ double magnitude(const std::vector<double>& scores) {
 }
 
 /// Zeros stay zeros.
-void divide(std::vector<double>& scores, double sum, const ScoringMethod& method) {
+void divide(std::vector<double>& scores, double sum, std::string_view method) {
   if (!std::isfinite(sum)) {
-    throw InvalidInput(
-        fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method.name, sum));
+    throw InvalidInput(fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method, sum));
   }
   if (sum == 0) return;
   for (double& value : scores) value /= sum;
 }
 
 /// To sum 1: experts per layer, atomic experts over all layers, so that one ranking can still compare them.
-void normalise(LayerScores& layers, const ScoringMethod& method) {
+void normalise(LayerScores& layers, Grain grain, std::string_view method) {
   double all = 0;
   for (const auto& scores : layers) all += magnitude(scores);
-  for (auto& scores : layers) divide(scores, method.grain == Grain::atom ? all : magnitude(scores), method);
+  for (auto& scores : layers) divide(scores, grain == Grain::atom ? all : magnitude(scores), method);
+}
+
+/// sum += weight * scores
+void add(LayerScores& sum, double weight, const LayerScores& scores) {
+  if (sum.empty()) {
+    for (const auto& layer : scores) sum.emplace_back(layer.size(), 0.0);
+  }
+  for (std::size_t l = 0; l < sum.size(); ++l) {
+    for (std::size_t i = 0; i < sum[l].size(); ++i) sum[l][i] += weight * scores[l][i];
+  }
 }
 
 void check_finite(const std::vector<double>& scores, const ScoringMethod& method, int layer, int width) {
@@ -74,7 +83,7 @@ void check_finite(const std::vector<double>& scores, const ScoringMethod& method
   }
 }
 
-LayerScores score_task(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options, int task) {
+LayerScores score_by(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options, int task) {
   LayerScores scores;
   for (std::size_t i = 0; i < statistics.layers.size(); ++i) {
     scores.push_back(method.second_order ? method.second_order(statistics.manifest, statistics.atoms[i], task, options)
@@ -85,32 +94,54 @@ LayerScores score_task(const Statistics& statistics, const ScoringMethod& method
   return scores;
 }
 
-LayerScores score_tasks(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
-                        const std::vector<WeightedTask>& tasks) {
-  if (tasks.size() == 1) return score_task(statistics, method, options, tasks.front().task);
+LayerScores score_task(const Statistics& statistics, const MethodMix& methods, const ScoreOptions& options, int task) {
+  if (methods.parts().size() == 1) return score_by(statistics, *methods.parts().front().method, options, task);
   LayerScores mix;
-  for (const auto& [task, weight] : tasks) {
-    LayerScores scores = score_task(statistics, method, options, task);
-    normalise(scores, method);
-    if (mix.empty()) mix.assign(scores.size(), std::vector<double>(scores.front().size(), 0.0));
-    for (std::size_t l = 0; l < mix.size(); ++l) {
-      for (std::size_t i = 0; i < mix[l].size(); ++i) mix[l][i] += weight * scores[l][i];
-    }
+  for (const auto& [method, weight] : methods.parts()) {
+    LayerScores scores = score_by(statistics, *method, options, task);
+    normalise(scores, method->grain, method->name);
+    add(mix, weight, scores);
   }
   return mix;
 }
 
-void check_library(const ScoringMethod& method, const ScoreOptions& options, std::size_t tasks) {
-  const bool known = method.by_library && options.variant == Variant::official;
-  if (known && tasks > 1) {
+LayerScores score_tasks(const Statistics& statistics, const MethodMix& methods, const ScoreOptions& options,
+                        const std::vector<WeightedTask>& tasks) {
+  if (tasks.size() == 1) return score_task(statistics, methods, options, tasks.front().task);
+  LayerScores mix;
+  for (const auto& [task, weight] : tasks) {
+    LayerScores scores = score_task(statistics, methods, options, task);
+    normalise(scores, methods.grain(), methods.name());
+    add(mix, weight, scores);
+  }
+  return mix;
+}
+
+/// Scores that published code gives experts without tokens are marks rather than numbers: no sum with others has a meaning.
+void check_alone(const ScoringMethod& method, std::size_t tasks, std::size_t methods) {
+  if (tasks > 1) {
     throw UsageError(fmt::format("{} --variant official: the published code scores one set of demonstrations, these are {} "
                                  "tasks; choose one with --task",
                                  method.name, tasks));
   }
+  if (methods > 1) {
+    throw UsageError(fmt::format("{} --variant official: the published code marks experts that no token reached by scores that "
+                                 "cannot be added to others; give it alone, or --variant executed",
+                                 method.name));
+  }
+}
+
+void check_library(const MethodMix& methods, const ScoreOptions& options, std::size_t tasks) {
+  bool known = false;
+  for (const auto& [method, weight] : methods.parts()) {
+    if (!method->by_library || options.variant != Variant::official) continue;
+    check_alone(*method, tasks, methods.parts().size());
+    known = true;
+  }
   if (options.library.empty()) return;
   if (!known) {
     throw UsageError(fmt::format("library version {}: {} --variant {} does not depend on it; leave it out", options.library,
-                                 method.name, variant_name(options.variant)));
+                                 methods.name(), variant_name(options.variant)));
   }
   if (options.library == "4.56" || options.library == "4.51") return;
   throw UsageError(fmt::format("library version {}: expected 4.56 or 4.51", in_quotes(options.library)));
@@ -136,19 +167,19 @@ nlohmann::ordered_json source_of(const StatisticsManifest& manifest, const Score
 
 }  // namespace
 
-Scores score(const Statistics& statistics, const ScoringMethod& method, const ScoreOptions& options,
+Scores score(const Statistics& statistics, const MethodMix& method, const ScoreOptions& options,
              const TaskWeights& task_weights) {
   const auto tasks = tasks_to_score(statistics, task_weights);
   check_library(method, options, tasks.size());
-  if (method.second_order && statistics.atoms.empty()) {
+  if (const ScoringMethod* part = method.second_order(); part != nullptr && statistics.atoms.empty()) {
     throw InvalidInput(
-        fmt::format("{} needs second-order statistics; calibrate with --statistics second-order", method.name));
+        fmt::format("{} needs second-order statistics; calibrate with --statistics second-order", part->name));
   }
   Scores scores;
-  scores.method = method.name;
+  scores.method = method.name();
   scores.variant = variant_name(options.variant);
-  scores.grain = method.grain;
-  scores.width = method.grain == Grain::atom ? statistics.manifest.expert_width : 0;
+  scores.grain = method.grain();
+  scores.width = method.grain() == Grain::atom ? statistics.manifest.expert_width : 0;
   scores.source = source_of(statistics.manifest, options, tasks);
   for (const auto& [task, weight] : tasks) {
     scores.tasks.push_back(statistics.manifest.tasks[static_cast<std::size_t>(task)].name);
