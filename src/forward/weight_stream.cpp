@@ -141,13 +141,17 @@ void WeightStream::let_go() {
   experts_.clear();
 }
 
-void WeightStream::want_experts(std::span<const std::int32_t> experts) {
+void WeightStream::want_experts(std::span<const std::int32_t> experts) { want(experts, false); }
+
+void WeightStream::want_again(std::span<const std::int32_t> experts) { want(experts, true); }
+
+void WeightStream::want(std::span<const std::int32_t> experts, bool again) {
   bool news = false;
   {
     const std::lock_guard lock(mutex_);
     for (const std::int32_t expert : experts) {
       Slot& slot = *experts_[static_cast<std::size_t>(expert)];
-      if (slot.state != State::unwanted) continue;
+      if (slot.state != State::unwanted && !(again && slot.state == State::taken)) continue;
       slot.state = State::wanted;
       news = true;
     }

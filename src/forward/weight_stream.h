@@ -58,7 +58,9 @@ class WeightStream {
   WeightBuffer next_layer();
   /// These experts of the layer will be taken. Any thread, any number of times.
   void want_experts(std::span<const std::int32_t> experts);
-  /// An expert of the layer, each once. Blocks and throws like next_layer().
+  /// The same, and those that were taken may be taken once more: they are read again.
+  void want_again(std::span<const std::int32_t> experts);
+  /// An expert of the layer, each once but for want_again(). Blocks and throws like next_layer().
   WeightBuffer take_expert(int expert);
 
  private:
@@ -81,6 +83,7 @@ class WeightStream {
   };
   class BufferPool;
 
+  void want(std::span<const std::int32_t> experts, bool again);
   void read_all();
   /// What to read next; null when nothing is wanted that has room.
   std::shared_ptr<Slot> choose() const;
