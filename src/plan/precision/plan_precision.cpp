@@ -10,7 +10,7 @@
 #include "moetrim/error.h"
 #include "moetrim/precision.h"
 #include "moetrim/suggest.h"
-#include "plan/precision/allocation.h"
+#include "plan/allocation/knapsack.h"
 
 namespace moetrim {
 namespace {
@@ -75,7 +75,7 @@ int units_for(const PrecisionRequest& request, std::size_t experts) {
   return static_cast<int>(std::floor((request.bits - request.levels.front()) * static_cast<double>(experts) + kSlack));
 }
 
-Allocation allocate(const std::vector<double>& costs, const PrecisionRequest& request, int budget) {
+Knapsack allocate(const std::vector<double>& costs, const PrecisionRequest& request, int budget) {
   return {costs, sizes_of(request), budget, request.unit == PrecisionUnit::expert};
 }
 
@@ -140,7 +140,7 @@ std::vector<std::vector<int>> levels_of_experts(std::span<const PrecisionFactors
   std::vector<std::vector<int>> levels;
   for (std::size_t l = 0; l < factors.size(); ++l) {
     const int budget = units.empty() ? units_for(request, factors[l].routed.size()) : units[l];
-    const Allocation allocation = allocate(costs_of(factors[l], request), request, budget);
+    const Knapsack allocation = allocate(costs_of(factors[l], request), request, budget);
     if (!std::isfinite(allocation.least().back())) refuse_budget(request, factors[l].routed.size());
     levels.push_back(allocation.choose(budget));
   }

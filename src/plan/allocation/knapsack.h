@@ -1,4 +1,5 @@
-// The knapsack behind mixed-precision plans: items that take one of several levels each, under a budget.
+// The knapsack behind mixed-precision plans and numbers of experts per layer: items that take one of several levels each,
+// under a budget.
 #pragma once
 
 #include <cstddef>
@@ -10,13 +11,13 @@ namespace moetrim {
 
 /// Least cost of giving every item a level, for every budget at once: exact, by dynamic programming over what is left of the
 /// budget and which levels were used.
-class Allocation {
+class Knapsack {
  public:
-  /// @param costs   [items, levels], finite
+  /// @param costs   [items, levels], not NaN and not minus infinity; infinity: the item cannot have that level
   /// @param sizes   of the levels in units of the budget, ascending, the first 0
   /// @param budget  the largest that will be asked for; no more than items times the largest size is used
   /// @param every_level  every level but the first must be used
-  Allocation(std::span<const double> costs, std::vector<int> sizes, int budget, bool every_level);
+  Knapsack(std::span<const double> costs, std::vector<int> sizes, int budget, bool every_level);
 
   /// [budget + 1]: least cost with at most that many units; infinity where nothing is possible.
   const std::vector<double>& least() const { return least_; }

@@ -1,6 +1,7 @@
-// The knapsack behind mixed-precision plans: items that take one of several levels each, under a budget.
+// The knapsack behind mixed-precision plans and numbers of experts per layer: items that take one of several levels each,
+// under a budget.
 
-#include "plan/precision/allocation.h"
+#include "plan/allocation/knapsack.h"
 
 #include <algorithm>
 #include <limits>
@@ -8,7 +9,7 @@
 
 namespace moetrim {
 
-Allocation::Allocation(std::span<const double> costs, std::vector<int> sizes, int budget, bool every_level)
+Knapsack::Knapsack(std::span<const double> costs, std::vector<int> sizes, int budget, bool every_level)
     : sizes_(std::move(sizes)),
       items_(costs.size() / sizes_.size()),
       units_(std::min(static_cast<std::size_t>(budget), items_ * static_cast<std::size_t>(sizes_.back()))),
@@ -28,7 +29,7 @@ Allocation::Allocation(std::span<const double> costs, std::vector<int> sizes, in
   for (std::size_t left = 0; left < least_.size(); ++left) least_[left] = after[state(std::min(left, units_), 0)];
 }
 
-void Allocation::add_item(std::span<const double> costs, const std::vector<double>& after, std::vector<double>& best,
+void Knapsack::add_item(std::span<const double> costs, const std::vector<double>& after, std::vector<double>& best,
                           std::span<std::uint8_t> choice) const {
   for (std::size_t left = 0; left <= units_; ++left) {
     for (std::size_t used = 0; used < patterns_; ++used) {
@@ -46,7 +47,7 @@ void Allocation::add_item(std::span<const double> costs, const std::vector<doubl
   }
 }
 
-std::vector<int> Allocation::choose(int budget) const {
+std::vector<int> Knapsack::choose(int budget) const {
   std::vector<int> levels;
   std::size_t left = std::min(static_cast<std::size_t>(budget), units_);
   std::size_t used = 0;
