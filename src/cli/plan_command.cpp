@@ -4,18 +4,23 @@
 #include <numeric>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/command.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
+#include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
 
 namespace moetrim::cli {
 
 void PlanFlags::add(CLI::App& command) {
   score.add(command, /*required=*/false);
+  tasks.add(command);
   command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)");
+  command.add_option("--keep-by-layer", keep_by_layer,
+                     "File with a number of experts for each layer: {\"layers\": [{\"layer\": 3, \"keep\": 12}, ...]}");
   command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
   command.add_option("--keep-atoms", keep_atoms,
                      "Atomic experts that stay of all in the kept experts: a share (0.75, 75%) or a number");
@@ -35,15 +40,66 @@ void PlanFlags::add(CLI::App& command) {
   merge.add(command);
 }
 
+namespace {
+
+struct LayerCount {
+  int layer = 0;  ///< absolute id
+  int keep = 0;
+};
+
+std::vector<LayerCount> read_layer_counts(const std::filesystem::path& file) {
+  const auto json = read_json_file(file);
+  JsonFields fields(json, file);
+  std::vector<LayerCount> counts;
+  for (const auto& item : fields.array("layers")) {
+    JsonFields entry(item, file, fmt::format("layers[{}]", counts.size()));
+    counts.push_back({.layer = entry.whole("layer", 0), .keep = entry.whole("keep", 1)});
+    entry.finish();
+    if (counts.size() > 1 && counts[counts.size() - 2].layer >= counts.back().layer) {
+      entry.fail("layer", "expected a larger id than that of the layer before it");
+    }
+  }
+  if (counts.empty()) fields.fail("layers", "must not be empty");
+  fields.finish();
+  return counts;
+}
+
+std::vector<int> numbers_of(const std::vector<LayerCount>& counts) {
+  std::vector<int> numbers;
+  for (const LayerCount& count : counts) numbers.push_back(count.keep);
+  return numbers;
+}
+
+}  // namespace
+
 PlanRequest PlanFlags::request() const {
   PlanRequest out{.protect = protect, .regroup = regroup, .correct_drift = correct_drift};
   if (!keep.empty()) out.keep = KeepBudget::parse(keep);
+  if (!keep_by_layer.empty()) out.keep_by_layer = numbers_of(read_layer_counts(keep_by_layer));
   if (!budget_bytes.empty()) out.budget_bytes = parse_bytes(budget_bytes);
   if (!keep_atoms.empty()) out.keep_atoms = AtomBudget::parse(keep_atoms);
   if (!budget_flops.empty()) out.budget_flops = Share::parse(budget_flops, "--budget-flops");
   if (!scope.empty()) out.scope = atom_scope_from_name(scope);
   if (!align.empty()) out.align = parse_count(align, "--align");
   if (!atom_blocks.empty()) out.atom_blocks = parse_count(atom_blocks, "--atom-blocks");
+  return out;
+}
+
+/// With what only the statistics can say.
+PlanRequest PlanFlags::request(const Statistics& statistics) const {
+  PlanRequest out = request();
+  if (!keep_by_layer.empty()) {
+    std::vector<int> layers;
+    for (const LayerCount& count : read_layer_counts(keep_by_layer)) layers.push_back(count.layer);
+    if (layers != statistics.manifest.moe_layers) {
+      throw InvalidInput(fmt::format("{}: layers: expected the MoE layers of the statistics, {}", keep_by_layer,
+                                     fmt::join(statistics.manifest.moe_layers, ", ")));
+    }
+  }
+  if (!tasks.protect.empty()) {
+    out.protect_experts = tasks.protected_experts(statistics, MethodMix::parse(score.method), score.options(),
+                                                  groups(statistics.manifest));
+  }
   return out;
 }
 
@@ -55,7 +111,7 @@ bool PlanFlags::over_atoms() const {
 std::optional<MethodMix> PlanFlags::choosing_method() const {
   if (score.method.empty()) return std::nullopt;
   const MethodMix method = MethodMix::parse(score.method);
-  if (method.grain() == Grain::expert || keep.empty()) {
+  if (method.grain() == Grain::expert || !keeps()) {
     if (expert_method.empty()) return std::nullopt;
     throw UsageError(method.grain() == Grain::expert
                          ? fmt::format("--expert-method: {} chooses the experts itself; leave it out", method.name())
@@ -80,6 +136,10 @@ bool PlanFlags::needs_second_order() const {
 void PlanFlags::check_merging() const {
   const MergeRequest merging = merge.request(score);
   check_merge(merging);
+  if (!tasks.empty() || !keep_by_layer.empty()) {
+    throw UsageError("--with, --combine, --protect-task, --drop-task and --keep-by-layer are for plans that do not merge; put "
+                     "statistics together with merge-statistics, or leave --merge out");
+  }
   if (over_atoms()) check_slim(merging);
   if (!score.method.empty()) {
     if (over_atoms() || !keep.empty()) return;
@@ -118,12 +178,15 @@ void PlanFlags::check() const {
     throw UsageError(fmt::format("--scope, --align and --atom-blocks are for methods over atomic experts; {} scores experts",
                                  method.name()));
   }
+  tasks.check(method, score.options());
   check_limits(request(), method.name(), method.grain(), experts.has_value());
 }
 
 void PlanFlags::check(const RouterLimits& limits) const {
   check();
-  if (!keep.empty()) legal_keep(limits, KeepBudget::parse(keep), regroup);
+  const PlanRequest wanted = request();
+  if (!keep.empty()) legal_keep(limits, wanted.keep, regroup);
+  for (const int count : wanted.keep_by_layer) legal_keep(limits, {.experts = count, .ratio = {}}, regroup);
   if (!merge.empty()) check_merge(merge.request(score), limits, regroup);
   if (correct_drift) check_correct_drift(limits);
 }
@@ -140,6 +203,18 @@ Plan PlanFlags::merge_base(const Statistics& statistics) const {
   return make_plan(statistics, scores, experts, options.variant);
 }
 
+Statistics PlanFlags::read(const std::filesystem::path& folder) const {
+  std::vector<std::string> loaded;
+  for (const auto& task : read_statistics_manifest(folder).tasks) loaded.push_back(task.name);
+  std::vector<std::filesystem::path> folders = tasks.beside(std::move(loaded));
+  folders.insert(folders.begin(), folder);
+  return read_beside(folders, needs_second_order());
+}
+
+Scores PlanFlags::scores(const Statistics& statistics) const {
+  return tasks.scores(statistics, MethodMix::parse(score.method), score.options(), score.weights(), groups(statistics.manifest));
+}
+
 Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) const {
   check();
   const ScoreOptions options = score.options();
@@ -151,12 +226,12 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
     }
     return plan;
   }
-  const Scores scores = moetrim::score(statistics, MethodMix::parse(score.method), options, score.weights());
   std::optional<Scores> experts;
   if (const auto choosing = choosing_method()) {
-    experts = moetrim::score(statistics, *choosing, {.variant = options.variant, .seed = options.seed}, score.weights());
+    experts = tasks.scores(statistics, *choosing, {.variant = options.variant, .seed = options.seed}, score.weights(),
+                           groups(statistics.manifest));
   }
-  return make_plan(statistics, scores, request(), options.variant, experts ? &*experts : nullptr);
+  return make_plan(statistics, scores(statistics), request(statistics), options.variant, experts ? &*experts : nullptr);
 }
 
 namespace {
@@ -299,7 +374,7 @@ void add_plan(CLI::App& app, Session& session) {
   command->callback([&session, flags] {
     session.run = [&session, flags] {
       flags->check();  // a misspelt name before a large folder is read
-      const Statistics statistics = Statistics::read(flags->statistics, flags->needs_second_order());
+      const Statistics statistics = flags->read(flags->statistics);
       session.note_part(statistics.manifest);
       const Plan plan = flags->make(statistics, [&](int layer) {
         return read_vectors(flags->statistics, statistics.manifest, layer);

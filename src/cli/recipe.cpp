@@ -60,6 +60,14 @@ void read_plan_options(Part& part, PlanFlags& out) {
   part.flag("correct-drift", out.correct_drift);
 }
 
+void read_task_algebra(Part& part, TaskAlgebraFlags& out) {
+  out.with = part.texts("with", false);
+  out.protect = part.texts("protect-task", false);
+  out.drop = part.texts("drop-task", false);
+  part.choice("combine", {"sum", "union"}, out.combine);
+  out.base = part.resolve("");
+}
+
 namespace {
 
 void read_plan_part(Part& part, const fs::path& checkpoint, PlanFlags& out) {
@@ -71,7 +79,9 @@ void read_plan_part(Part& part, const fs::path& checkpoint, PlanFlags& out) {
     MethodMix::parse(out.score.method);
   }
   read_plan_options(part, out);
+  read_task_algebra(part, out.tasks);
   out.keep = number_or_text(part.fields(), "keep");
+  if (part.fields().has("keep-by-layer")) out.keep_by_layer = part.path("keep-by-layer").string();
   out.keep_atoms = number_or_text(part.fields(), "keep-atoms");
   out.budget_bytes = number_or_text(part.fields(), "budget-bytes");
   out.budget_flops = number_or_text(part.fields(), "budget-flops");

@@ -76,6 +76,8 @@ void read_calibrate(Part& part, CalibrateFlags& out);
 void read_evaluate(Part& part, EvaluateFlags& out);
 /// What belongs to a method, but neither the method nor how much stays.
 void read_plan_options(Part& part, PlanFlags& out);
+/// Which tasks are put together, protected and dropped.
+void read_task_algebra(Part& part, TaskAlgebraFlags& out);
 /// What belongs to merging, but neither the method nor the number of experts.
 void read_merge_options(Part& part, const std::filesystem::path& checkpoint, MergeFlags& out);
 /// What plans that merge so need is measured in the same run. @throws InvalidInput

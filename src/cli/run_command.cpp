@@ -35,6 +35,7 @@ PlanFlags random_twin(PlanFlags flags) {
   }
   flags.score.method = atoms ? "random-atoms" : "random";
   flags.expert_method.clear();
+  flags.tasks = {};
   flags.score.variant = "executed";
   flags.score.library.clear();
   flags.protect.clear();
@@ -76,6 +77,9 @@ class Run {
   void check_first() {
     recipe_.plan.check(router_limits(model_));
     tasks_ = read_tasks(recipe_.calibrate.task, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
+    std::vector<std::string> names;
+    for (const Task& task : tasks_) names.push_back(task.name);
+    recipe_.plan.tasks.beside(std::move(names));
     if (!recipe_.evaluates) return;
     tests_ = read_tasks(recipe_.evaluate.task, recipe_.checkpoint, recipe_.evaluate.task.task_options(model_.vocabulary));
     if (recipe_.evaluate.exact_match) prompts_ = recipe_.evaluate.prompts(recipe_.checkpoint, model_.vocabulary);
@@ -91,15 +95,12 @@ class Run {
       fs::remove_all(statistics_folder());
       calibrate(model_, tasks_, options, statistics_folder());
     }
-    statistics_ = Statistics::read(statistics_folder(), recipe_.plan.needs_second_order());
+    statistics_ = recipe_.plan.read(statistics_folder());
   }
 
   void plan_step() {
     const auto make = [&](const PlanFlags& flags, const char* scores_file, const char* plan_file) {
-      if (!flags.score.method.empty()) {
-        write_scores(recipe_.output / scores_file, moetrim::score(statistics_, MethodMix::parse(flags.score.method),
-                                                                  flags.score.options(), flags.score.weights()));
-      }
+      if (!flags.score.method.empty()) write_scores(recipe_.output / scores_file, flags.scores(statistics_));
       Plan plan = flags.make(statistics_, [&](int layer) {
         return read_vectors(statistics_folder(), statistics_.manifest, layer);
       });

@@ -11,6 +11,7 @@
 #include "moetrim/evaluate.h"
 #include "moetrim/merging.h"
 #include "moetrim/plan.h"
+#include "moetrim/task_algebra.h"
 
 namespace moetrim {
 struct MachineRates;
@@ -58,10 +59,38 @@ struct MergeFlags {
   void check_unused() const;
 };
 
+/// --with, --combine, --protect-task, --drop-task: see moetrim/task_algebra.h and docs/tasks.md.
+struct TaskAlgebraFlags {
+  std::vector<std::string> with, protect, drop;  ///< FOLDER or TASK, or with :NUMBER behind it
+  std::string combine;                           ///< "sum", "union"; empty: not given
+  std::filesystem::path base;                    ///< what folders are relative to; empty: the working directory
+
+  void add(CLI::App& command);
+  bool empty() const;
+  /// What can be said without the folders. @throws UsageError
+  void check(const MethodMix& method, const ScoreOptions& options) const;
+  /// Folders that have to be read beside the statistics of the tasks `loaded`. @throws InvalidInput for a name that is neither
+  /// a task nor a folder, UsageError for one that is both.
+  std::vector<std::filesystem::path> beside(std::vector<std::string> loaded) const;
+  /// Scores that experts are kept by. @param statistics  of all folders(). @param named  what --task names
+  Scores scores(const Statistics& statistics, const MethodMix& method, const ScoreOptions& options,
+                const std::vector<std::pair<std::string, double>>& named, int groups) const;
+  /// What --protect-task keeps whatever its score; an expert that several tasks name is there more than once.
+  std::vector<ProtectedExpert> protected_experts(const Statistics& statistics, const MethodMix& method,
+                                                 const ScoreOptions& options, int groups) const;
+
+ private:
+  std::filesystem::path folder_of(std::string_view option, const std::string& name) const;
+  std::vector<std::string> tasks_of(const StatisticsManifest& manifest, const std::string& name) const;
+  std::vector<std::pair<std::string, double>> scored(const StatisticsManifest& manifest,
+                                                     const std::vector<std::pair<std::string, double>>& named) const;
+};
+
 struct PlanFlags {
   ScoreFlags score;   ///< method empty: nothing has to be chosen, see merge
+  TaskAlgebraFlags tasks;
   MergeFlags merge;
-  std::string keep, expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
+  std::string keep, keep_by_layer, expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
   std::vector<std::string> protect;
   bool regroup = false;
   bool correct_drift = false;
@@ -73,12 +102,19 @@ struct PlanFlags {
   void check() const;
   /// Also refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
   void check(const RouterLimits& limits) const;
-  /// @param vectors  called for plans that merge only.
+  /// The statistics of `folder`, with what `tasks` puts beside. @throws as read_beside()
+  Statistics read(const std::filesystem::path& folder) const;
+  /// What the method says, of all that is kept for. @param statistics  what read() gives
+  Scores scores(const Statistics& statistics) const;
+  /// @param statistics  what read() gives. @param vectors  called for plans that merge only.
   Plan make(const Statistics& statistics, const ReadVectors& vectors) const;
 
  private:
   PlanRequest request() const;
+  PlanRequest request(const Statistics& statistics) const;
   bool over_atoms() const;
+  bool keeps() const { return !keep.empty() || !keep_by_layer.empty(); }
+  int groups(const StatisticsManifest& manifest) const { return regroup ? 1 : manifest.groups.count; }
   std::optional<MethodMix> choosing_method() const;
   void check_merging() const;
   Plan merge_base(const Statistics& statistics) const;

@@ -53,6 +53,10 @@ std::optional<MethodMix> method_of(const Plan& plan, std::string& why) {
     why = "experts were switched by their rank in a contrast, which is not repeated here";
     return std::nullopt;
   }
+  if (plan.source.contains("combine") || plan.source.contains("drop")) {
+    why = "the plan is a union of tasks, or drops one, which is not repeated here";
+    return std::nullopt;
+  }
   const std::string name = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
   auto method = known_method(name);
   if (!method || method->grain() == Grain::atom || merges(plan)) {

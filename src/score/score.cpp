@@ -8,6 +8,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
+#include "score/normalise.h"
 
 namespace moetrim {
 namespace {
@@ -38,41 +39,6 @@ std::vector<WeightedTask> tasks_to_score(const Statistics& statistics, const Tas
   return tasks;
 }
 
-using LayerScores = std::vector<std::vector<double>>;  // [layers], each [experts] or [experts, width]
-
-/// By magnitude, since published TCESS scores may be negative and could cancel.
-double magnitude(const std::vector<double>& scores) {
-  double sum = 0;
-  for (const double value : scores) sum += std::abs(value);
-  return sum;
-}
-
-/// Zeros stay zeros.
-void divide(std::vector<double>& scores, double sum, std::string_view method) {
-  if (!std::isfinite(sum)) {
-    throw InvalidInput(fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method, sum));
-  }
-  if (sum == 0) return;
-  for (double& value : scores) value /= sum;
-}
-
-/// To sum 1: experts per layer, atomic experts over all layers, so that one ranking can still compare them.
-void normalise(LayerScores& layers, Grain grain, std::string_view method) {
-  double all = 0;
-  for (const auto& scores : layers) all += magnitude(scores);
-  for (auto& scores : layers) divide(scores, grain == Grain::atom ? all : magnitude(scores), method);
-}
-
-/// sum += weight * scores
-void add(LayerScores& sum, double weight, const LayerScores& scores) {
-  if (sum.empty()) {
-    for (const auto& layer : scores) sum.emplace_back(layer.size(), 0.0);
-  }
-  for (std::size_t l = 0; l < sum.size(); ++l) {
-    for (std::size_t i = 0; i < sum[l].size(); ++i) sum[l][i] += weight * scores[l][i];
-  }
-}
-
 void check_finite(const std::vector<double>& scores, const ScoringMethod& method, int layer, int width) {
   for (std::size_t i = 0; i < scores.size(); ++i) {
     if (std::isfinite(scores[i])) continue;
@@ -100,7 +66,7 @@ LayerScores score_task(const Statistics& statistics, const MethodMix& methods, c
   for (const auto& [method, weight] : methods.parts()) {
     LayerScores scores = score_by(statistics, *method, options, task);
     normalise(scores, method->grain, method->name);
-    add(mix, weight, scores);
+    add_weighted(mix, weight, scores);
   }
   return mix;
 }
@@ -112,7 +78,7 @@ LayerScores score_tasks(const Statistics& statistics, const MethodMix& methods, 
   for (const auto& [task, weight] : tasks) {
     LayerScores scores = score_task(statistics, methods, options, task);
     normalise(scores, methods.grain(), methods.name());
-    add(mix, weight, scores);
+    add_weighted(mix, weight, scores);
   }
   return mix;
 }
