@@ -20,6 +20,12 @@ Row row_of(LayerStatistics& out, Stat stat, const MeasuredSequence& sequence) {
   return {out.values(stat).data() + index};
 }
 
+/// Measured tokens [begin, end).
+struct TokenRange {
+  std::int64_t begin, end;
+  explicit TokenRange(const MeasuredSequence& sequence) : begin(sequence.count_begin), end(sequence.count_end) {}
+};
+
 void observe_routed(const RoutedLayer& routed, const MeasuredSequence& sequence, LayerStatistics& out) {
   const Row count = row_of(out, Stat::routed_count, sequence);
   const Row gate_sum = row_of(out, Stat::gate_sum, sequence);
@@ -46,9 +52,8 @@ void observe_routed(const RoutedLayer& routed, const MeasuredSequence& sequence,
   }
 }
 
-void observe_router_mass(const RoutedLayer& routed, const MeasuredSequence& sequence, LayerStatistics& out) {
-  double* mass = row_of(out, Stat::router_mass, sequence).values;
-  for (std::int64_t t = sequence.count_begin; t < sequence.count_end; ++t) {
+void observe_router_mass(const RoutedLayer& routed, TokenRange tokens, Row mass) {
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
     const float* p = routed.probabilities.data() + t * routed.experts;
     for (int e = 0; e < routed.experts; ++e) mass[e] += p[e];
   }
@@ -62,16 +67,11 @@ void local_softmax(std::vector<double>& values) {
   for (double& v : values) v /= sum;
 }
 
-/// PreMoe's marks. Executed: the routed set's shares. Published: the k largest raw logits, whose raw value is summed.
-void observe_tcess(const RoutedLayer& routed, const MeasuredSequence& sequence, const ObserveOptions& options,
-                   LayerStatistics& out) {
-  const Row executed = row_of(out, Stat::tcess_sum, sequence);
-  const Row published = row_of(out, Stat::tcess_logit_sum, sequence);
+/// PreMoe's marks as executed: the routed set's shares.
+void observe_executed_marks(const RoutedLayer& routed, TokenRange tokens, const ObserveOptions& options, Row executed) {
   const int top_k = routed.experts_per_token;
   std::vector<double> shares(static_cast<std::size_t>(top_k));
-  std::vector<std::int32_t> best(static_cast<std::size_t>(options.tcess_top_k));
-  std::vector<double> best_shares(best.size());
-  for (std::int64_t t = sequence.count_begin; t < sequence.count_end; ++t) {
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
     const float* logits = routed.logits.data() + t * routed.experts;
     const std::int32_t* ids = routed.ids.data() + t * top_k;
     for (int i = 0; i < top_k; ++i) shares[static_cast<std::size_t>(i)] = logits[ids[i]];
@@ -80,6 +80,15 @@ void observe_tcess(const RoutedLayer& routed, const MeasuredSequence& sequence, 
       const double share = shares[static_cast<std::size_t>(i)];
       if (share >= options.tcess_threshold) executed[ids[i]] += share;
     }
+  }
+}
+
+/// PreMoe's marks as published: the k largest raw logits, whose raw value is summed.
+void observe_published_marks(const RoutedLayer& routed, TokenRange tokens, const ObserveOptions& options, Row published) {
+  std::vector<std::int32_t> best(static_cast<std::size_t>(options.tcess_top_k));
+  std::vector<double> best_shares(best.size());
+  for (std::int64_t t = tokens.begin; t < tokens.end; ++t) {
+    const float* logits = routed.logits.data() + t * routed.experts;
     std::size_t found = 0;  // the k largest logits, ties to the lower id
     for (std::int32_t e = 0; e < routed.experts; ++e) {
       std::size_t at = found;
@@ -143,11 +152,27 @@ void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence
     out.token_count[static_cast<std::size_t>(sequence.task * kSlices + sequence.slice)] +=
         static_cast<double>(sequence.count_end - sequence.count_begin);
     observe_routed(routed, sequence, out);
-    observe_router_mass(routed, sequence, out);
-    observe_tcess(routed, sequence, options, out);
+    observe_router_mass(routed, TokenRange(sequence), row_of(out, Stat::router_mass, sequence));
+    observe_executed_marks(routed, TokenRange(sequence), options, row_of(out, Stat::tcess_sum, sequence));
+    observe_published_marks(routed, TokenRange(sequence), options, row_of(out, Stat::tcess_logit_sum, sequence));
     observe_first_row(routed, sequence, out);
     observe_coactivation(routed, sequence, out);
   }
+}
+
+LayerRouting observe_query(const RoutedLayer& routed, const MeasuredSequence& sequence, const ObserveOptions& options) {
+  const TokenRange tokens(sequence);
+  const std::vector<double> zero(static_cast<std::size_t>(routed.experts), 0.0);
+  LayerRouting out{.layer = routed.layer, .routed_count = zero, .gate_sum = zero, .router_mass = zero, .tcess_logit_sum = zero};
+  const auto slots = static_cast<std::int64_t>(routed.experts_per_token);
+  for (auto pair = static_cast<std::size_t>(tokens.begin * slots); pair < static_cast<std::size_t>(tokens.end * slots); ++pair) {
+    const auto expert = static_cast<std::size_t>(routed.ids[pair]);
+    out.routed_count[expert] += 1;
+    out.gate_sum[expert] += routed.gates[pair];
+  }
+  observe_router_mass(routed, tokens, {out.router_mass.data()});
+  observe_published_marks(routed, tokens, options, {out.tcess_logit_sum.data()});
+  return out;
 }
 
 void observe_products(const ReversedLayer& reversed, const std::vector<MeasuredSequence>& sequences, AtomStatistics& out) {

@@ -6,6 +6,7 @@
 
 #include "calibrate/token_groups.h"
 #include "moetrim/forward.h"
+#include "moetrim/queries.h"
 #include "moetrim/statistics.h"
 
 namespace moetrim {
@@ -18,6 +19,9 @@ struct ObserveOptions {
 /// Counts, gate sums, norms, EASY-EP products, soft router mass and extremes.
 void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence>& sequences, const ObserveOptions& options,
                    LayerStatistics& out);
+
+/// What a layer's router alone says about one query.
+LayerRouting observe_query(const RoutedLayer& routed, const MeasuredSequence& sequence, const ObserveOptions& options);
 
 /// Sums of gT o and of its square, over all tokens that ran.
 void observe_products(const ReversedLayer& reversed, const std::vector<MeasuredSequence>& sequences, AtomStatistics& out);

@@ -19,9 +19,18 @@ using enum Role;
 
 bool is_expert_role(std::size_t role) { return where_of(static_cast<Role>(role)) == Where::experts; }
 
+bool is_behind_router(Role role) {
+  switch (role) {
+    case dense_gate: case dense_up: case dense_down:
+    case shared_gate: case shared_up: case shared_down: case shared_router: return true;
+    default: return false;
+  }
+}
+
 /// Copies of the embedding and the head that a multi-token-prediction block may carry are not needed.
-bool is_read(const LayerTensors& layer, std::size_t role) {
+bool is_read(const LayerTensors& layer, std::size_t role, LayerPart part) {
   const auto r = static_cast<Role>(role);
+  if (part == LayerPart::to_router && is_behind_router(r)) return false;
   return layer.by_role[role] && !is_expert_role(role) && r != mtp_embedding && r != mtp_head;
 }
 
@@ -29,16 +38,16 @@ bool is_read(const LayerTensors& layer, std::size_t role) {
 class GroupReader {
  public:
   GroupReader(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
-              const at::Device& device)
-      : model_(model), layer_(layer), numerics_(numerics), device_(device) {
-    if (!device.is_cpu()) copy_ = DeviceCopy::make(layer_group(layer), bytes, device, /*queued=*/false);
+              const at::Device& device, LayerPart part)
+      : model_(model), layer_(layer), numerics_(numerics), device_(device), part_(part) {
+    if (!device.is_cpu()) copy_ = DeviceCopy::make(layer_group(layer, part), bytes, device, /*queued=*/false);
     const std::byte* at = bytes.get();
     for (std::size_t role = 0; role < kRoleCount; ++role) {
-      if (is_read(layer, role)) parts_[role] = take_parts(layer.by_role[role], -1, at);
+      if (is_read(layer, role, part)) parts_[role] = take_parts(layer.by_role[role], -1, at);
     }
   }
 
-  bool has(Role role) const { return static_cast<bool>(layer_[role]); }
+  bool has(Role role) const { return is_read(layer_, static_cast<std::size_t>(role), part_); }
   at::Tensor matrix(Role role) const { return one(role, {.type = numerics_.tile(), .numerics = numerics_, .device = device_, .matrix = true}); }
   at::Tensor vector(Role role) const { return one(role, {.type = numerics_.wide(), .numerics = numerics_, .device = device_}); }
   /// Values that a bf16 run does not round, because the model keeps them in fp32.
@@ -72,6 +81,7 @@ class GroupReader {
   const LayerTensors& layer_;
   const Numerics& numerics_;
   const at::Device& device_;
+  const LayerPart part_;
   std::optional<DeviceCopy> copy_;
   std::array<PartBytes, kRoleCount> parts_{};
 };
@@ -163,10 +173,10 @@ at::Tensor gate_first(const at::Tensor& rows, bool interleaved) {
 
 }  // namespace
 
-WeightGroup layer_group(const LayerTensors& layer) {
+WeightGroup layer_group(const LayerTensors& layer, LayerPart part) {
   WeightGroup group;
   for (std::size_t role = 0; role < kRoleCount; ++role) {
-    if (is_read(layer, role)) append_ranges(layer.by_role[role], -1, group);
+    if (is_read(layer, role, part)) append_ranges(layer.by_role[role], -1, group);
   }
   return group;
 }
@@ -192,8 +202,8 @@ WeightGroup expert_group(const LayerTensors& layer, int expert) {
 }
 
 LayerWeights load_layer(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
-                        const at::Device& device) {
-  const GroupReader read(model, layer, bytes, numerics, device);
+                        const at::Device& device, LayerPart part) {
+  const GroupReader read(model, layer, bytes, numerics, device, part);
   LayerWeights weights;
   weights.input_norm = read.norm(input_norm, input_norm_bias);
   weights.mlp_norm = read.norm(mlp_norm, mlp_norm_bias);

@@ -1,6 +1,7 @@
 // The weights of a layer: which bytes to read, in which order, and what they become.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -65,14 +66,20 @@ struct ExpertWeights {
   at::Tensor gate_up_rest = {}, down_rest = {};  // as row_importance.h makes them: what factors of low rank would leave
 };
 
+/// How much of a layer is wanted, its experts aside.
+enum class LayerPart : std::uint8_t {
+  whole,
+  to_router,  ///< what an MoE layer's router sees and is: attention, norms, router
+};
+
 /// Bytes of a layer without its experts, as one group.
-WeightGroup layer_group(const LayerTensors& layer);
+WeightGroup layer_group(const LayerTensors& layer, LayerPart part = LayerPart::whole);
 /// Bytes of an expert, from either layout.
 WeightGroup expert_group(const LayerTensors& layer, int expert);
 
-/// Turns the bytes of layer_group() into weights.
+/// Turns the bytes of layer_group() into weights; those beyond the part are undefined.
 LayerWeights load_layer(const Model& model, const LayerTensors& layer, const WeightBuffer& bytes, const Numerics& numerics,
-                        const at::Device& device);
+                        const at::Device& device, LayerPart part = LayerPart::whole);
 /// Turns the bytes of expert_group() into weights. Where no conversion is needed they share the buffer's memory.
 /// @param queued  on a device: do not wait for the copy; the caller keeps `bytes` until the device has come so far
 ExpertWeights load_expert(const Model& model, const LayerTensors& layer, int expert, const WeightBuffer& bytes,

@@ -2,6 +2,7 @@
 
 #include "forward/output_head.h"
 
+#include <cstring>
 #include <map>
 
 #include <ATen/ATen.h>
@@ -54,35 +55,56 @@ void project_to_vocabulary(const Model& model, const Numerics& numerics, const H
   kernels::round_product(numerics, out);
 }
 
-at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics) {
+namespace {
+
+/// Where each token that occurs stands: by id, so that rows are read in the order of the file.
+std::map<std::int32_t, std::vector<std::int64_t>> places_of(const Model& model, const std::vector<std::int32_t>& ids) {
+  std::map<std::int32_t, std::vector<std::int64_t>> places;
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    const std::int32_t id = ids[t];
+    if (id < 0 || id >= model.vocabulary) {
+      throw InvalidInput(fmt::format("token id {} at position {} is outside the vocabulary of {}", id, t, model.vocabulary));
+    }
+    places[id].push_back(static_cast<std::int64_t>(t));
+  }
+  return places;
+}
+
+}  // namespace
+
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics, PageCache cache,
+                 ReadingTime* time) {
   const Weight& weight = model[Role::embedding];
   const Tensor& table = *weight.values();
   const std::uint64_t row_bytes = table.size / static_cast<std::uint64_t>(table.shape[0]);
   const at::Device cpu(at::kCPU);
-  // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
-  std::vector<std::byte> row(row_bytes);
-  std::map<std::int32_t, at::Tensor> rows;
   at::Tensor out = at::empty({static_cast<std::int64_t>(ids.size()), model.hidden}, at::TensorOptions().dtype(numerics.stored()));
   TensorRule one_row = *weight.rule;
   one_row.axes = {Axis::H};
   Tensor view = table;
   view.shape = {model.hidden};
   const Weight row_weight{.rule = &one_row, .parts = {&view}};
-  for (std::size_t t = 0; t < ids.size(); ++t) {
-    const std::int32_t id = ids[t];
-    if (id < 0 || id >= model.vocabulary) {
-      throw InvalidInput(fmt::format("token id {} at position {} is outside the vocabulary of {}", id, t, model.vocabulary));
+  const auto places = places_of(model, ids);
+  // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
+  BlockReader reader(*model.checkpoint, cache);
+  std::vector<std::byte> row(row_bytes);
+  auto asked = places.begin();
+  for (const auto& [id, positions] : places) {
+    for (std::size_t filled = 0; filled < row_bytes;) {
+      for (; asked != places.end() && reader.hungry(); ++asked) {
+        reader.add({&table, row_bytes * static_cast<std::uint64_t>(asked->first), row_bytes});
+      }
+      const auto bytes = reader.next();
+      std::memcpy(row.data() + filled, bytes.data(), bytes.size());
+      filled += bytes.size();
     }
-    auto& values = rows[id];
-    if (!values.defined()) {
-      model.checkpoint->read(table, row_bytes * static_cast<std::uint64_t>(id), row);
-      PartBytes parts{};
-      parts[0] = row.data();
-      values = load_weight(model, row_weight, parts, {numerics.stored(), numerics, cpu}).clone();
-      if (model.embedding_scale != 1.0) values.mul_(model.embedding_scale);
-    }
-    out[static_cast<std::int64_t>(t)].copy_(values);
+    PartBytes parts{};
+    parts[0] = row.data();
+    at::Tensor values = load_weight(model, row_weight, parts, {numerics.stored(), numerics, cpu});
+    if (model.embedding_scale != 1.0) values = values * model.embedding_scale;
+    for (const std::int64_t at : positions) out[at].copy_(values);
   }
+  if (time != nullptr) time->bytes += reader.bytes_read();
   return out;
 }
 

@@ -23,8 +23,10 @@ HeadWeights load_head(const Model& model, const Numerics& numerics, const at::De
 void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
                            at::Tensor& out);
 
-/// Rows of the embedding table for these tokens, [T, H] stored, scaled; reads only rows that occur.
+/// Rows of the embedding table for these tokens, [T, H] stored, scaled. Reads only rows that occur, in the order of the file.
+/// @param time  the bytes are added to it, when given
 /// @throws InvalidInput when a token id is outside the vocabulary.
-at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics);
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics,
+                 PageCache cache = PageCache::use, ReadingTime* time = nullptr);
 
 }  // namespace moetrim

@@ -45,12 +45,14 @@ Workplace::Workplace(const Model& m, const ForwardOptions& o)
   check_all_known(model);
 }
 
-std::unique_ptr<WeightStream> Workplace::open_weights(const std::vector<int>& layers) const {
+std::unique_ptr<WeightStream> Workplace::open_weights(const std::vector<int>& layers, LayerPart last) const {
   std::vector<LayerGroups> groups;
   for (const int layer : layers) {
     const LayerTensors& tensors = model.layer[static_cast<std::size_t>(layer)];
-    groups.push_back({.always = layer_group(tensors), .experts = {}});
-    for (int e = 0; tensors.sparse && e < model.experts; ++e) groups.back().experts.push_back(expert_group(tensors, e));
+    const LayerPart part = groups.size() + 1 == layers.size() ? last : LayerPart::whole;
+    groups.push_back({.always = layer_group(tensors, part), .experts = {}});
+    if (part == LayerPart::to_router || !tensors.sparse) continue;
+    for (int e = 0; e < model.experts; ++e) groups.back().experts.push_back(expert_group(tensors, e));
   }
   const WeightStreamOptions reading{.ahead_bytes = options.read_ahead_bytes,
                                     .cache = options.drop_page_cache ? PageCache::bypass : PageCache::use,

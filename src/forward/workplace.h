@@ -20,8 +20,8 @@ struct Workplace {
   Workplace(const Workplace&) = delete;
   Workplace& operator=(const Workplace&) = delete;
 
-  /// Reads these layers' weights, in that order.
-  std::unique_ptr<WeightStream> open_weights(const std::vector<int>& layers) const;
+  /// Reads these layers' weights, in that order. @param last  how much of the last one
+  std::unique_ptr<WeightStream> open_weights(const std::vector<int>& layers, LayerPart last = LayerPart::whole) const;
 
   const Model& model;
   const ForwardOptions options;
