@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,6 +27,7 @@ struct ForwardOptions {
   int threads = 0;                   ///< 0: all cores that the process may use
   std::uint64_t read_ahead_bytes = 256ULL << 20;  ///< weights read before they are needed
   bool drop_page_cache = false;      ///< tell the kernel not to keep weights that were read
+  std::uint64_t hold_bytes = 0;      ///< of a block's experts, kept for its second run; see Forward::run_layer
   bool mtp = false;                  ///< run multi-token-prediction blocks after the layers
   ReadingTime* reading = nullptr;    ///< counts what reading takes, when given
 };
@@ -38,12 +40,20 @@ struct Sequence {
   int task = 0;             ///< what Backward keeps sums apart by; ascending over a batch
 };
 
+/// A sequence that goes on from where another one of its batch stands.
+struct Branch {
+  std::size_t from = 0;     ///< index into TokenBatch::sequences
+  int mask = -1;            ///< as in Sequence
+};
+
 /// Which experts of a layer may be routed to, and which of their atomic experts work.
 struct LayerMask {
   std::vector<bool> kept;   ///< [experts]; empty: no restriction
   bool regroup = false;     ///< the router forgets its groups
   double gate_scale = 1.0;  ///< multiplies the gates: a correction of router drift
-  std::vector<std::vector<float>> atoms = {};  ///< [experts][F] 1 or 0; empty: all work
+  std::vector<std::vector<bool>> atoms = {};   ///< [experts][F] which work; empty: all
+
+  bool operator==(const LayerMask&) const = default;
 };
 /// Per layer: [layers].
 using ExpertMask = std::vector<LayerMask>;
@@ -74,6 +84,9 @@ struct RoutedLayer {
   }
 };
 
+/// What an MoE block is restricted to when it runs a second time, after what it did with all its experts was seen.
+using ChooseExperts = std::function<LayerMask(const RoutedLayer& whole)>;
+
 /// Runs a batch layer by layer. The model and its checkpoint must outlive it.
 class Forward {
  public:
@@ -85,15 +98,27 @@ class Forward {
   /// Embeds the batch and opens the weights from layer 0 on.
   /// @throws InvalidInput when a token id is outside the vocabulary.
   void begin(TokenBatch batch);
+  /// As begin(), but the run ends at the router of MoE layer `layer`: of that layer only what comes before its experts is read
+  /// and run. Its record then has logits, probabilities, ids and gates; norms, max_abs and turns are 0, and hidden() is what
+  /// attention left.
+  void begin_to_router(TokenBatch batch, int layer);
   /// Goes on with hidden states [T, H] that were taken before `layer`. @param end  the layer to stop before; -1: run them all.
   void resume(TokenBatch batch, int layer, const at::Tensor& hidden, int end = -1);
+
+  /// Adds sequences to the batch before the next layer runs: each begins with what another one's tokens have become so far. They
+  /// come after those that are there, in this order. So plans that agree on the first layers run them once.
+  void fork(std::span<const Branch> branches);
 
   int next_layer() const;
   bool done() const;
   /// Runs the next layer. `routed` is filled for an MoE layer and left with tokens = 0 for a dense one.
   /// @param sums  of an MoE layer: what to sum besides, or null. Experts then run one by one, also on a device.
+  /// @param choose  of an MoE layer, when given: its block runs with all experts, without effect on what comes after it; then
+  ///                once more on the same input as the mask says, and that goes on. Attention, norms and shared experts run
+  ///                once, and experts held by ForwardOptions::hold_bytes are read once. `routed` ends as the second run left
+  ///                it. For batches without masks.
   /// @throws InvalidInput naming layer and tensor when a value becomes NaN or infinite.
-  void run_layer(RoutedLayer& routed, VectorSums* sums = nullptr);
+  void run_layer(RoutedLayer& routed, VectorSums* sums = nullptr, const ChooseExperts& choose = {});
 
   /// [T, H] in the stored precision, on the device: the residual stream after the layers run so far. A multi-token-prediction
   /// block k sees at each position the token k + 1 places further on; the last k + 1 tokens of a sequence have none and are
@@ -107,8 +132,8 @@ class Forward {
   static std::uint64_t bytes_per_token(const Model& model, Precision precision);
   /// Bytes that the weights in work need.
   static std::uint64_t weight_bytes(const Model& model, const ForwardOptions& options);
-  /// Multiply-adds times two of the layers' matrix products, for sequences of these lengths.
-  static double operations(const Model& model, std::span<const std::int64_t> lengths);
+  /// Multiply-adds times two of the matrix products of the layers from `first` on, for sequences of these lengths.
+  static double operations(const Model& model, std::span<const std::int64_t> lengths, int first = 0);
 
  private:
   struct State;

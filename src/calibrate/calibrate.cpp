@@ -34,6 +34,7 @@ class Calibration {
     plan.group_tokens = partial.cut().group_tokens;
     groups_ = make_groups(tasks, options, plan);
     for (const TokenGroup& group : groups_) total_ += static_cast<std::int64_t>(group.batch.ids.size()) * steps();
+    if (options.sequential) forward_options_.hold_bytes = held_expert_bytes(model, plan, group_tokens(0));
   }
 
   int groups() const { return static_cast<int>(groups_.size()); }
@@ -86,10 +87,7 @@ class Calibration {
     }
     RoutedLayer routed;
     while (!forward.done()) {
-      const auto vectors = measure_vectors(state.group, group, forward.next_layer());
-      forward.run_layer(routed, vectors ? &vectors->sums() : nullptr);
-      if (routed.tokens > 0) measure(state, group, routed);
-      if (vectors) partial_.write_vectors(state.group, vectors->finish(routed));
+      run_layer(forward, state, group, routed);
       state.layer = forward.next_layer();
       made_progress(tokens);
       if (forward.done() && !options_.second_order) break;
@@ -99,6 +97,32 @@ class Calibration {
       stop_if_asked(state);
     }
     return forward.hidden();
+  }
+
+  void run_layer(Forward& forward, RunState& state, const TokenGroup& group, RoutedLayer& routed) {
+    const int layer = forward.next_layer();
+    const auto vectors = measure_vectors(state.group, group, layer);
+    const auto observe = [&] {
+      if (vectors) partial_.write_vectors(state.group, vectors->finish(routed));
+      return measure(state, group, routed);
+    };
+    VectorSums* sums = vectors ? &vectors->sums() : nullptr;
+    if (prunes(layer)) {
+      forward.run_layer(routed, sums, [&](const RoutedLayer&) { return pruned(observe()); });
+    } else {
+      forward.run_layer(routed, sums);
+      if (routed.tokens > 0) observe();
+    }
+  }
+
+  /// Whether later layers see what this one puts out without the experts that go.
+  bool prunes(int layer) const { return options_.sequential && layer < model_.layers && layer + 1 < layers(); }
+
+  LayerMask pruned(const LayerStatistics& layer) const {
+    const SequentialCalibration& sequential = *options_.sequential;
+    LayerMask mask{.kept = sequential.choose(manifest_, layer), .regroup = sequential.regroup};
+    if (std::ssize(mask.kept) != model_.experts) throw Error("what stays of a layer was not said of every expert");
+    return mask;
   }
 
   void run_reverse(RunState& state, at::Tensor hidden) {
@@ -123,7 +147,7 @@ class Calibration {
     return sequences;
   }
 
-  void measure(RunState& state, const TokenGroup& group, const RoutedLayer& routed) {
+  LayerStatistics measure(RunState& state, const TokenGroup& group, const RoutedLayer& routed) {
     const bool block = routed.layer >= model_.layers;
     if (state.previous_layer >= 0 && !block) {
       LayerStatistics before = partial_.read_layer(state.group, state.previous_layer);
@@ -138,6 +162,7 @@ class Calibration {
     if (traces(state.group)) write_trace_layer(trace_folder(), routed, traced(group));
     state.previous_layer = routed.layer;
     state.previous_ids = routed.ids;
+    return layer;
   }
 
   /// What is measured of a layer on request; null when nothing is.
@@ -172,7 +197,7 @@ class Calibration {
   const std::vector<Task>& task_list_;
   const CalibrateOptions& options_;
   const StatisticsManifest& manifest_;
-  const ForwardOptions forward_options_;
+  ForwardOptions forward_options_;
   int tasks_;
   PartialRun& partial_;
   std::vector<TokenGroup> groups_;

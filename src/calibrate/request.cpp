@@ -52,6 +52,18 @@ void check_counted(const Task& task, const CalibrateOptions& options) {
   }
 }
 
+void check_sequential(const CalibrateOptions& options) {
+  if (!options.sequential) return;
+  if (!options.sequential->choose) throw Error("a sequential calibration needs a choice");
+  if (options.second_order) {
+    throw UsageError("a sequential calibration has no reverse sweep: the loss gradient of one layer needs all later ones; leave out second-order");
+  }
+  if (options.share.count > 1) {
+    throw UsageError("a sequential calibration chooses a layer's experts from all demonstrations, which none of several processes "
+                     "has; run it as one process");
+  }
+}
+
 /// A share without demonstrations would have nothing to measure, and all shares are refused alike.
 void check_share(const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const DemonstrationShare& share = options.share;
@@ -138,6 +150,7 @@ void check_request(const Model& model, const std::vector<Task>& tasks, const Cal
     check_counted(tasks[i], options);
   }
   check_share(tasks, options);
+  check_sequential(options);
 }
 
 ForwardOptions calibration_forward(const Model& model, const CalibrateOptions& options) {
@@ -171,6 +184,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.vectors = vectors_of(model, options);
   manifest.row_rank = options.row_rank;
   manifest.settings = options.settings;
+  if (options.sequential) manifest.settings["sequential"] = options.sequential->facts;
   manifest.tool_version = options.tool_version;
   return manifest;
 }

@@ -72,7 +72,27 @@ double row_operations(const Model& model, const CalibrateOptions& options, std::
   return (products + factors) * static_cast<double>(model.moe_layers().size());
 }
 
+/// Of experts that stay and were not held, in all layers, at most.
+std::uint64_t reread_bytes(const Model& model, const CalibrateOptions& options, std::uint64_t held) {
+  const std::uint64_t all = block_expert_bytes(model);
+  if (!options.sequential || held >= all) return 0;
+  const std::uint64_t kept = all / static_cast<std::uint64_t>(model.experts) * static_cast<std::uint64_t>(options.sequential->keep);
+  return std::min(kept, all - held) * model.moe_layers().size();
+}
+
+/// Multiply-adds times two of the blocks' second runs: routed experts alone.
+double second_run_operations(const Model& model, const CalibrateOptions& options, std::int64_t tokens) {
+  if (!options.sequential) return 0;
+  const double matrix = 2.0 * static_cast<double>(model.expert_width * model.hidden);
+  return static_cast<double>(tokens * model.experts_per_token) * 3 * matrix * static_cast<double>(model.moe_layers().size());
+}
+
 }  // namespace
+
+std::uint64_t held_expert_bytes(const Model& model, const MemoryPlan& plan, std::int64_t tokens) {
+  const std::uint64_t used = plan.fixed_bytes + plan.token_bytes * static_cast<std::uint64_t>(tokens);
+  return std::min(block_expert_bytes(model), plan.budget_bytes - std::min(plan.budget_bytes, used));
+}
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const std::uint64_t forward = forward_token_bytes(model, options) + (options.vectors ? kVectorTokenBytes : 0);
@@ -127,6 +147,12 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
   // The reverse sweep reads the layers again, and once more where boundaries are missing.
   const std::uint64_t reads = !options.second_order ? 1 : cut.boundaries.step > 1 ? 3 : 2;
   estimate.read_bytes = model.checkpoint->total_bytes() * groups.size() * reads;
+  if (options.sequential) {
+    const std::uint64_t held = held_expert_bytes(model, plan, largest);
+    estimate.peak_memory_bytes += held;
+    estimate.reread_bytes = reread_bytes(model, options, held);
+    estimate.read_bytes += estimate.reread_bytes;
+  }
   const auto experts = static_cast<std::uint64_t>(model.experts);
   const std::uint64_t layer_bytes = tasks.size() * 8 * (kStatCount * kSlices * experts + 2 * experts * experts);
   const std::uint64_t state_bytes = static_cast<std::uint64_t>(largest) * static_cast<std::uint64_t>(model.hidden) * 4;
@@ -145,7 +171,8 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
     estimate.disk_bytes += (model.moe_layers(options.mtp).size() + 1) * vector_file_bytes(model, tasks.size(), *options.vectors);
   }
   estimate.operations = sweeps * Forward::operations(model, lengths) + vector_operations(model, tasks, options) +
-                        row_operations(model, options, estimate.tokens, groups.size());
+                        row_operations(model, options, estimate.tokens, groups.size()) +
+                        second_run_operations(model, options, estimate.tokens);
   return estimate;
 }
 

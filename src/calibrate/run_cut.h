@@ -19,6 +19,9 @@ struct RunCut {
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
 
+/// What is held of a block's experts between its two runs, of a sequential calibration: all, or what has room beside the tokens.
+std::uint64_t held_expert_bytes(const Model& model, const MemoryPlan& plan, std::int64_t tokens);
+
 /// @throws OutOfResources when a demonstration does not fit the memory or the disk.
 RunCut cut_run(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options,
                const std::filesystem::path& output);

@@ -3,6 +3,7 @@
 #include "calibrate/token_groups.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -26,6 +27,14 @@ void append(TokenGroup& group, const Source& source, Count count) {
                              .task = source.task,
                              .slice = static_cast<int>(source.index % kSlices),
                              .demonstration = source.index});
+}
+
+/// Which experts stay depends on all tokens.
+[[noreturn]] void refuse_groups(const std::vector<std::int64_t>& lengths, const MemoryPlan& plan) {
+  const std::uint64_t tokens = static_cast<std::uint64_t>(std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}));
+  throw OutOfResources(fmt::format("a sequential calibration holds the hidden states of all {} tokens at once, and the memory budget holds "
+                                   "{}; raise --max-memory to {} MiB, or take fewer tokens with --samples or --max-tokens", tokens,
+                                   plan.group_tokens, ((plan.fixed_bytes + plan.token_bytes * tokens) >> 20) + 1));
 }
 
 }  // namespace
@@ -69,6 +78,7 @@ std::vector<TokenGroup> make_groups(const std::vector<Task>& tasks, const Calibr
     TokenGroup& group = groups.emplace_back();
     for (std::size_t i = range.first; i < range.last; ++i) append(group, sources[i], options.count);
   }
+  if (options.sequential && groups.size() > 1) refuse_groups(lengths, plan);
   return groups;
 }
 

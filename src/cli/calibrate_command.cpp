@@ -10,6 +10,7 @@
 
 #include "cli/command.h"
 #include "cli/ranks.h"
+#include "cli/sequential.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
@@ -154,17 +155,25 @@ std::string describe_boundaries(const CalibrateEstimate& e) {
   return fmt::format("{} on disk for hidden states {}, in {} pass(es)", human_bytes(e.boundary_bytes), which, e.groups);
 }
 
+/// What a sequential calibration reads twice.
+std::string describe_reread(const CalibrateEstimate& e) {
+  return fmt::format("sequential: the experts of a layer do not fit beside the tokens; up to {} of them are read a second time, which a "
+                     "larger --max-memory saves", human_bytes(e.reread_bytes));
+}
+
 void print_estimate(const Session& session, const CalibrateEstimate& e, const MachineRates& rates) {
   nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
                                     {"read_bytes", e.read_bytes},
+                                    {"reread_bytes", e.reread_bytes},
                                     {"disk_bytes", e.disk_bytes},
                                     {"boundary_bytes", e.boundary_bytes},
                                     {"boundary_step", e.boundary_step}};
   const std::string time = add_time(e.operations, e.read_bytes, rates, json);
   std::string boundaries;
-  if (e.boundary_step > 0) boundaries = "states   " + describe_boundaries(e) + "\n";
+  if (e.reread_bytes > 0) boundaries += describe_reread(e) + "\n";
+  if (e.boundary_step > 0) boundaries += "states   " + describe_boundaries(e) + "\n";
   session.print(json, fmt::format("tokens   {}\npasses   {} over the weights{}\nmemory   {} at most\nread     {} at most\n"
                                   "disk     {} at most\n{}{}",
                                   e.tokens, e.groups, e.groups > 1 ? " (hidden states of all tokens do not fit at once)" : "",
@@ -172,13 +181,54 @@ void print_estimate(const Session& session, const CalibrateEstimate& e, const Ma
                                   boundaries, time));
 }
 
+/// --sequential and what says which experts stay
+struct SequentialFlags {
+  bool on = false;
+  PlanFlags plan;
+  std::optional<std::string> variant;
+  std::optional<std::uint64_t> seed;
+
+  void add(CLI::App& command) {
+    command.add_flag("--sequential", on, "Measure every layer behind layers that keep only what --method and --keep leave of them, "
+                                         "as plan would; in the same single read of the checkpoint");
+    command.add_option("--method", plan.score.method, "With --sequential: scoring method, or several as in easy-ep+reap; see score --help");
+    command.add_option("--keep", plan.keep, "With --sequential: experts of every layer that stay, as for plan");
+    command.add_option("--task-weight", plan.score.tasks, "With --sequential: choose for these tasks alone, NAME or NAME=WEIGHT; "
+                                                          "default: all with weight 1")->allow_extra_args(false);
+    command.add_option("--variant", variant, "With --sequential: executed or official, as for plan")
+        ->check(CLI::IsMember({"executed", "official"}));
+    command.add_option("--seed", seed, "With --sequential: of the random method");
+    command.add_option("--protect", plan.protect, "With --sequential: experts that stay whatever their score, LAYER:EXPERT,EXPERT; "
+                                                  "repeatable")->allow_extra_args(false);
+    command.add_flag("--regroup", plan.regroup, "With --sequential: pruned routers give up their groups of experts, as for plan");
+  }
+
+  /// The options of a plan. @throws UsageError when they are there without --sequential, or ask for more than one layer can say
+  PlanFlags checked() const {
+    PlanFlags out = plan;
+    if (variant) out.score.variant = *variant;
+    if (seed) out.score.seed = *seed;
+    if (on) {
+      check_sequential(out);
+    } else if (variant || seed || plan.regroup || !(plan.score.method.empty() && plan.keep.empty() && plan.score.tasks.empty() &&
+                                                    plan.protect.empty())) {
+      throw UsageError("--method, --keep, --task-weight, --variant, --seed, --protect and --regroup are for --sequential; without it "
+                       "plan takes them");
+    }
+    return out;
+  }
+};
+
 struct Flags : CalibrateFlags {
   std::string folder, output, slice;
+  SequentialFlags sequential;
   bool dry_run = false;
 };
 
 void check_first(const Flags& flags) {
   flags.check();
+  flags.sequential.checked();
+  if (flags.sequential.on && flags.wants("none")) throw UsageError("--sequential chooses by what is measured; leave out --statistics none");
   const bool measures = flags.statistics != "none";
   if (measures != flags.output.empty() || flags.dry_run) return;
   throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
@@ -216,7 +266,11 @@ void run_calibrate(const Session& session, const Flags& flags, RankGroup* ranks)
   const Checkpoint checkpoint = Checkpoint::open(flags.folder);
   const Model model = describe(checkpoint);
   const auto tasks = read_tasks(flags.task, flags.folder, flags.task.task_options(model.vocabulary));
-  const CalibrateOptions options = options_of(session, flags, ranks);
+  CalibrateOptions options = options_of(session, flags, ranks);
+  if (flags.sequential.on) {
+    if (ranks != nullptr) throw UsageError("--sequential chooses from all demonstrations, which none of several processes has; run one process");
+    make_sequential(flags.sequential.checked(), model, tasks, options);
+  }
   if (model.nested_config && !model.family->untouched.empty()) {
     session.note("note: only text is measured; experts that images or sound would use may look unused");
   }
@@ -229,6 +283,10 @@ void run_calibrate(const Session& session, const Flags& flags, RankGroup* ranks)
     run_forward_only(model, tasks, options);
     if (reports(ranks)) session.print({{"statistics", nullptr}, {"reading", session.reading_json()}}, "forward pass done, nothing written\n");
     return;
+  }
+  if (options.sequential) {
+    const CalibrateEstimate estimate = estimate_calibration(model, tasks, options, flags.output);
+    if (estimate.reread_bytes > 0) session.note(describe_reread(estimate));
   }
   if (options.second_order) {
     session.note("second order: " + describe_boundaries(estimate_calibration(model, tasks, options, flags.output)));
@@ -245,6 +303,7 @@ void add_calibrate(CLI::App& app, Session& session) {
   auto flags = std::make_shared<Flags>();
   command->add_option("checkpoint", flags->folder, "Checkpoint folder")->required();
   flags->add(*command);
+  flags->sequential.add(*command);
   command->add_option("-o,--output", flags->output, "Folder for the statistics, conventionally NAME.stats");
   command->add_option("--slice", flags->slice, "Measure the i-th of n shares of the demonstrations, i/n, for merge-statistics");
   command->add_flag("--dry-run", flags->dry_run, "Say tokens, memory, bytes and time; run nothing");

@@ -12,6 +12,7 @@
 #include "moetrim/export.h"
 #include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
+#include "moetrim/sequential.h"
 
 namespace moetrim::cli {
 
@@ -379,6 +380,7 @@ void add_plan(CLI::App& app, Session& session) {
       const Plan plan = flags->make(statistics, [&](int layer) {
         return read_vectors(flags->statistics, statistics.manifest, layer);
       });
+      if (const std::string note = sequential_note(statistics.manifest, plan); !note.empty()) session.note("note: " + note);
       write_plan(flags->output, plan);
       session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
     };

@@ -3,6 +3,7 @@
 #include "cli/recipe.h"
 
 #include "cli/recipe_part.h"
+#include "cli/sequential.h"
 
 namespace moetrim::cli {
 
@@ -116,6 +117,18 @@ void check_vectors(const MergeFlags& merge, const ScoreFlags& score, const Calib
   }
 }
 
+namespace {
+
+void check_sequential_part(const PlanFlags& plan, const Part& calibrate) {
+  try {
+    check_sequential(plan);
+  } catch (const UsageError& error) {
+    calibrate.fields().fail("sequential", error.what());
+  }
+}
+
+}  // namespace
+
 Recipe Recipe::read(const fs::path& file) {
   const auto json = read_json_file(file, /*comments=*/true);
   Part root(json, file, "");
@@ -124,6 +137,7 @@ Recipe Recipe::read(const fs::path& file) {
   recipe.checkpoint = root.path("checkpoint");
   recipe.output = root.path("output");
   Part calibrate(root.fields().object("calibrate"), file, "calibrate");
+  calibrate.flag("sequential", recipe.sequential);
   read_calibrate(calibrate, recipe.calibrate);
   Part plan(root.fields().object("plan"), file, "plan");
   read_plan_part(plan, recipe.checkpoint, recipe.plan);
@@ -131,6 +145,7 @@ Recipe Recipe::read(const fs::path& file) {
     calibrate.fields().fail("statistics", "expected \"second-order\" among them, which the plan's methods need");
   }
   check_vectors(recipe.plan.merge, recipe.plan.score, recipe.calibrate, calibrate);
+  if (recipe.sequential) check_sequential_part(recipe.plan, calibrate);
   recipe.mtp = recipe.calibrate.mtp;
   if (root.fields().has("rewrite")) {
     Part rewrite(root.fields().object("rewrite"), file, "rewrite");

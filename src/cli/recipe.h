@@ -13,6 +13,7 @@ struct Recipe {
   std::filesystem::path checkpoint;
   std::filesystem::path output;      ///< the run folder
   CalibrateFlags calibrate;
+  bool sequential = false;           ///< calibrate behind pruned layers, as the plan prunes them
   PlanFlags plan;
   std::string shard_size = "5GB";
   std::string mtp;  ///< of rewrite; as in calibrate where it says nothing

@@ -4,9 +4,11 @@
 
 #include <fmt/format.h>
 
+#include "cli/calibrate_step.h"
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/recipe.h"
+#include "cli/sequential.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 
@@ -15,16 +17,6 @@ namespace moetrim::cli {
 namespace fs = std::filesystem;
 
 namespace {
-
-/// A manifest but for what is measured: the losses of the tasks.
-nlohmann::ordered_json without_losses(nlohmann::ordered_json manifest) {
-  const auto tasks = manifest.find("tasks");
-  if (tasks == manifest.end() || !tasks->is_array()) return manifest;
-  for (auto& task : *tasks) {
-    if (task.is_object()) task.erase("loss");
-  }
-  return manifest;
-}
 
 /// The same limits, filled at random. As many experts as a merging plan ends with, dropped rather than merged.
 PlanFlags random_twin(PlanFlags flags) {
@@ -86,15 +78,9 @@ class Run {
   }
 
   void calibrate_step() {
-    const CalibrateOptions options = recipe_.calibrate.options(session_, recipe_.checkpoint);
-    const auto wanted = without_losses(manifest_to_json(calibration_manifest(model_, tasks_, options)));
-    const fs::path manifest = statistics_folder() / "manifest.json";
-    if (fs::exists(manifest) && without_losses(read_json_file(manifest)) == wanted) {
-      session_.note("calibrate: unchanged, skipped");
-    } else {
-      fs::remove_all(statistics_folder());
-      calibrate(model_, tasks_, options, statistics_folder());
-    }
+    CalibrateOptions options = recipe_.calibrate.options(session_, recipe_.checkpoint);
+    if (recipe_.sequential) make_sequential(recipe_.plan, model_, tasks_, options);
+    calibrate_unless_done(session_, model_, tasks_, options, statistics_folder());
     statistics_ = recipe_.plan.read(statistics_folder());
   }
 

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
+#include <set>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
@@ -30,18 +33,39 @@ struct Forward::State : Workplace {
     if (!device.is_cpu()) host_pool = std::make_unique<ThreadPool>(o.threads > 0 ? o.threads : usable_cores());
   }
 
+  /// Which run of an MoE block is in work.
+  enum class BlockRun : std::uint8_t { only, first, second };
+
+  void open(TokenBatch tokens, int first, const at::Tensor& states, int stop, LayerPart last_part);
+  void lay_out_tokens();
+  at::Tensor embedded(const std::vector<std::int32_t>& ids) const;
+  LayerPart part() const { return layer + 1 == end ? last : LayerPart::whole; }
   void join_next_tokens(const LayerWeights& weights);
   void run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
+  void route(const LayerWeights& weights, const Tile& tile, const at::Tensor& normed, RoutedLayer& routed, TileScratch& own) const;
   const LayerMask* mask_of_token(std::int64_t token) const;
   void want_all_experts();
   bool works_in_groups() const;
-  void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed);
-  void finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own);
+  void run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed, const ChooseExperts& choose);
+  WeightBuffer expert_bytes(int expert);
+  void route_again(const LayerWeights& weights, RoutedLayer& routed);
+  void run_routed(const LayerTensors& tensors, RoutedLayer& routed);
+  at::Tensor input_of(const Tile& tile, TileScratch& own) const;
+  void measure_turns(RoutedLayer& routed);
+  void finish(const LayerWeights& weights, RoutedLayer& routed);
+  void finish_rows(const Tile& tile, at::Tensor& rows, const at::Tensor& shared, RoutedLayer& routed) const;
+  void end_at_router(RoutedLayer& routed) const;
+  void check_finite(const RoutedLayer& routed) const;
 
   TokenBatch batch;
   std::vector<Tile> tiles;
   std::vector<int> token_masks;  // [T] when the batch has masks
   int layer = 0, end = 0;
+  LayerPart last = LayerPart::whole;  // of the last layer
+  BlockRun block_run = BlockRun::only;
+  LayerMask chosen;                // what the second run is restricted to
+  std::vector<WeightBuffer> held;  // [E] what the second run finds in memory
+  std::uint64_t held_bytes = 0;    // that were held in the first run
   VectorSums* sums = nullptr;    // of the layer in work, or null
   at::Tensor hidden;      // [T, H] stored
   at::Tensor moe_input;   // [T, H] stored
@@ -61,41 +85,86 @@ const at::Tensor& Forward::hidden() const { return state_->hidden; }
 
 void Forward::begin(TokenBatch batch) {
   const c10::InferenceMode no_autograd;
-  const at::Tensor hidden = embed(state_->model, batch.ids, state_->numerics);
+  const at::Tensor hidden = state_->embedded(batch.ids);
   resume(std::move(batch), 0, hidden);
 }
 
-void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int end) {
-  State& s = *state_;
+void Forward::begin_to_router(TokenBatch batch, int layer) {
   const c10::InferenceMode no_autograd;
-  s.batch = std::move(batch);
-  s.tiles = cut_tiles(s.batch.sequences, s.device.is_cpu() ? kTileTokens : kDeviceTileTokens);
-  s.layer = layer;
-  s.end = end >= 0 ? end : static_cast<int>(s.model.layers + (s.options.mtp ? s.model.mtp_layers : 0));
-  s.hidden = hidden.to(s.device, s.numerics.stored());
-  s.token_masks.clear();
-  for (const auto& sequence : s.batch.sequences) {
-    s.rotary.prepare(sequence.length);
-    if (!s.batch.masks.empty()) s.token_masks.insert(s.token_masks.end(), static_cast<std::size_t>(sequence.length), sequence.mask);
-  }
-  s.moe_input = at::empty_like(s.hidden);
-  s.routed_sum = at::empty_like(s.hidden, s.numerics.wide());
-  std::vector<int> layers;
-  for (int l = layer; l < s.end; ++l) layers.push_back(l);
-  s.stream = s.open_weights(layers);
+  const at::Tensor hidden = state_->embedded(batch.ids);
+  state_->open(std::move(batch), 0, hidden, layer + 1, LayerPart::to_router);
 }
 
-void Forward::run_layer(RoutedLayer& routed, VectorSums* sums) {
+void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int end) {
+  const c10::InferenceMode no_autograd;
+  const State& s = *state_;
+  const int all = static_cast<int>(s.model.layers + (s.options.mtp ? s.model.mtp_layers : 0));
+  state_->open(std::move(batch), layer, hidden, end >= 0 ? end : all, LayerPart::whole);
+}
+
+at::Tensor Forward::State::embedded(const std::vector<std::int32_t>& ids) const {
+  return embed(model, ids, numerics, options.drop_page_cache ? PageCache::bypass : PageCache::use, options.reading);
+}
+
+void Forward::State::open(TokenBatch tokens, int first, const at::Tensor& states, int stop, LayerPart last_part) {
+  batch = std::move(tokens);
+  layer = first;
+  end = stop;
+  last = last_part;
+  hidden = states.to(device, numerics.stored());
+  lay_out_tokens();
+  std::vector<int> layers;
+  for (int l = layer; l < end; ++l) layers.push_back(l);
+  stream = open_weights(layers, last);
+}
+
+/// What follows from the batch's sequences.
+void Forward::State::lay_out_tokens() {
+  tiles = cut_tiles(batch.sequences, device.is_cpu() ? kTileTokens : kDeviceTileTokens);
+  token_masks.clear();
+  for (const auto& sequence : batch.sequences) {
+    rotary.prepare(sequence.length);
+    if (!batch.masks.empty()) token_masks.insert(token_masks.end(), static_cast<std::size_t>(sequence.length), sequence.mask);
+  }
+  moe_input = at::empty_like(hidden);
+  routed_sum = at::empty_like(hidden, numerics.wide());
+}
+
+void Forward::fork(std::span<const Branch> branches) {
+  if (branches.empty()) return;
+  State& s = *state_;
+  const c10::InferenceMode no_autograd;
+  s.moe_input.reset();  // makes room
+  s.routed_sum.reset();
+  std::vector<at::Tensor> rows{s.hidden};
+  for (const Branch& branch : branches) {
+    const Sequence from = s.batch.sequences[branch.from];
+    auto& ids = s.batch.ids;
+    const auto begin = ids.size();
+    ids.resize(begin + static_cast<std::size_t>(from.length));
+    std::copy_n(ids.begin() + from.begin, from.length, ids.begin() + static_cast<std::ptrdiff_t>(begin));
+    s.batch.sequences.push_back({static_cast<std::int64_t>(begin), from.length, branch.mask, from.task});
+    rows.push_back(s.hidden.narrow(0, from.begin, from.length));
+  }
+  s.hidden = at::cat(rows, 0);
+  s.lay_out_tokens();
+}
+
+void Forward::run_layer(RoutedLayer& routed, VectorSums* sums, const ChooseExperts& choose) {
   State& s = *state_;
   s.sums = sums;
   const c10::InferenceMode no_autograd;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
-  const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device);
+  const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device, s.part());
   if (tensors.mtp) s.join_next_tokens(weights);
   prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
   if (tensors.sparse && sums != nullptr && sums->visits_every_expert()) s.want_all_experts();
   s.run_attention(tensors, weights, routed);
-  if (tensors.sparse) s.run_moe(tensors, weights, routed);
+  if (s.part() == LayerPart::to_router) {
+    s.end_at_router(routed);
+  } else if (tensors.sparse) {
+    s.run_moe(tensors, weights, routed, choose);
+  }
   if (tensors.mtp) {
     at::Tensor normed = at::empty(s.hidden.sizes(), s.hidden.options().dtype(s.numerics.tile()));
     kernels::norm_rows(s.numerics, s.hidden, weights.mtp.final_norm, normed);
@@ -122,13 +191,13 @@ void Forward::State::join_next_tokens(const LayerWeights& weights) {
       ids[static_cast<std::size_t>(sequence.begin + t)] = batch.ids[static_cast<std::size_t>(sequence.begin + seen)];
     }
   }
-  const at::Tensor embedded = embed(model, ids, numerics).to(device);
+  const at::Tensor next = embedded(ids).to(device);
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int) {
     const Tile& rows = tiles[static_cast<std::size_t>(index)];
     at::Tensor joined = at::empty({2, rows.tokens, model.hidden}, tile);
     at::Tensor tokens = joined[0];
     at::Tensor before = joined[1];
-    kernels::norm_rows(numerics, embedded.narrow(0, rows.begin, rows.tokens), weights.mtp.embedding_norm, tokens);
+    kernels::norm_rows(numerics, next.narrow(0, rows.begin, rows.tokens), weights.mtp.embedding_norm, tokens);
     kernels::norm_rows(numerics, hidden.narrow(0, rows.begin, rows.tokens), weights.mtp.hidden_norm, before);
     at::Tensor projected = product(at::cat({tokens, before}, 1), weights.mtp.projection);
     kernels::round_product(numerics, projected);
@@ -137,9 +206,6 @@ void Forward::State::join_next_tokens(const LayerWeights& weights) {
 }
 
 void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
-  const ForEach on_host = host_pool == nullptr ? ForEach(in_turn) : [this](std::int64_t count, const auto& body) {
-    host_pool->run(count, [&](std::int64_t index, int) { body(index); });
-  };
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
@@ -147,10 +213,9 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
     const at::Tensor normed = attend_and_norm(context, tensors, weights, tile.parts, rows, own);
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
-      route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own,
-                 on_host);
+      route(weights, tile, normed, routed, own);
       // Read while the other tiles are still being routed.
-      stream->want_experts(routed.ids_of(tile.begin, tile.tokens));
+      if (part() == LayerPart::whole) stream->want_experts(routed.ids_of(tile.begin, tile.tokens));
     } else {
       kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own),
                         model.residual_scale);
@@ -158,7 +223,16 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
   });
 }
 
+void Forward::State::route(const LayerWeights& weights, const Tile& tile, const at::Tensor& normed, RoutedLayer& routed,
+                           TileScratch& own) const {
+  const ForEach on_host = host_pool == nullptr ? ForEach(in_turn) : [this](std::int64_t count, const auto& body) {
+    host_pool->run(count, [&](std::int64_t index, int) { body(index); });
+  };
+  route_tile(context, weights, normed, tile.begin, [this](std::int64_t token) { return mask_of_token(token); }, routed, own, on_host);
+}
+
 const LayerMask* Forward::State::mask_of_token(std::int64_t token) const {
+  if (block_run == BlockRun::second) return &chosen;
   const int mask = token_masks.empty() ? -1 : token_masks[static_cast<std::size_t>(token)];
   if (mask < 0) return nullptr;
   const auto& of_layer = batch.masks[static_cast<std::size_t>(mask)][static_cast<std::size_t>(layer)];
@@ -174,16 +248,69 @@ void Forward::State::want_all_experts() {
 /// On a device, unless the run is one for checking, measures vectors or switches atomic experts off, which is done expert by expert.
 bool Forward::State::works_in_groups() const {
   const auto masks_atoms = [this](const ExpertMask& mask) { return !mask[static_cast<std::size_t>(layer)].atoms.empty(); };
-  return device.is_cuda() && numerics.precision != Precision::fp64 && sums == nullptr &&
+  return device.is_cuda() && numerics.precision != Precision::fp64 && sums == nullptr && chosen.atoms.empty() &&
          std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
 }
 
-void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
-  routed_sum.zero_();
+void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed,
+                             const ChooseExperts& choose) {
   if (sums != nullptr) sum_router(weights, routed, moe_input, *sums, pool);
+  if (choose) {
+    block_run = BlockRun::first;
+    held.assign(static_cast<std::size_t>(model.experts), nullptr);
+    run_routed(tensors, routed);
+    measure_turns(routed);
+    chosen = choose(routed);
+    block_run = BlockRun::second;
+    sums = nullptr;
+    route_again(weights, routed);
+  }
+  run_routed(tensors, routed);
+  finish(weights, routed);
+  block_run = BlockRun::only;
+  chosen = {};
+  held.clear();
+  held_bytes = 0;
+}
+
+/// What a block needs again is kept as far as it has room.
+WeightBuffer Forward::State::expert_bytes(int expert) {
+  if (block_run == BlockRun::only) return stream->take_expert(expert);
+  WeightBuffer& kept = held[static_cast<std::size_t>(expert)];
+  if (block_run == BlockRun::second) return kept != nullptr ? std::exchange(kept, nullptr) : stream->take_expert(expert);
+  const WeightBuffer bytes = stream->take_expert(expert);
+  std::uint64_t size = 0;
+  for (const ByteRange& range : expert_group(model.layer[static_cast<std::size_t>(layer)], expert)) size += range.size;
+  if (held_bytes + size <= options.hold_bytes) {
+    held_bytes += size;
+    kept = bytes;
+  }
+  return bytes;
+}
+
+/// Routes all tokens by the mask that was chosen, and reads what that needs and is not held.
+void Forward::State::route_again(const LayerWeights& weights, RoutedLayer& routed) {
+  for (std::size_t e = 0; e < held.size(); ++e) {
+    if (!chosen.kept.empty() && !chosen.kept[e]) held[e] = nullptr;
+  }
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
+    const Tile& tile = tiles[static_cast<std::size_t>(index)];
+    TileScratch& own = scratch[static_cast<std::size_t>(worker)];
+    route(weights, tile, input_of(tile, own), routed, own);
+  });
+  std::vector<std::int32_t> missing;
+  for (const std::int32_t expert : std::set<std::int32_t>(routed.ids.begin(), routed.ids.end())) {
+    if (held[static_cast<std::size_t>(expert)] == nullptr) missing.push_back(expert);
+  }
+  stream->want_again(missing);
+}
+
+/// The routed experts, to routed_sum.
+void Forward::State::run_routed(const LayerTensors& tensors, RoutedLayer& routed) {
+  routed_sum.zero_();
   const bool in_groups = works_in_groups();
   const FetchExpert fetch = [&](int expert) -> ExpertLoader {
-    return [this, &tensors, expert, in_groups, bytes = stream->take_expert(expert)] {
+    return [this, &tensors, expert, in_groups, bytes = expert_bytes(expert)] {
       const c10::InferenceMode no_autograd;
       return load_expert(model, tensors, expert, bytes, numerics, device, /*queued=*/in_groups);
     };
@@ -196,33 +323,65 @@ void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& we
     run_expert_groups(context, fetch, copies.get(), limits, moe_input, routed, routed_sum);
   } else {
     MaskOfToken mask;
-    if (!token_masks.empty()) mask = [this](std::int64_t token) { return mask_of_token(token); };
+    if (!token_masks.empty() || block_run == BlockRun::second) mask = [this](std::int64_t token) { return mask_of_token(token); };
     run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch, sums);
   }
-  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
-    finish_tile(weights, tiles[static_cast<std::size_t>(index)], routed, scratch[static_cast<std::size_t>(worker)]);
+}
+
+/// The block's input, [n, H] tile.
+at::Tensor Forward::State::input_of(const Tile& tile, TileScratch& own) const {
+  return grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device)
+      .narrow(0, 0, tile.tokens)
+      .copy_(moe_input.narrow(0, tile.begin, tile.tokens));
+}
+
+/// Leaves the hidden states as they are. Turns do not depend on shared experts.
+void Forward::State::measure_turns(RoutedLayer& routed) {
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int) {
+    const Tile& tile = tiles[static_cast<std::size_t>(index)];
+    at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens).clone();
+    finish_rows(tile, rows, {}, routed);
   });
+  check_finite(routed);
+}
+
+void Forward::State::finish(const LayerWeights& weights, RoutedLayer& routed) {
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
+    const Tile& tile = tiles[static_cast<std::size_t>(index)];
+    TileScratch& own = scratch[static_cast<std::size_t>(worker)];
+    at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
+    at::Tensor shared;
+    if (weights.shared_down.defined()) shared = shared_output(context, weights, input_of(tile, own), own);
+    finish_rows(tile, rows, shared, routed);
+  });
+  check_finite(routed);
+}
+
+void Forward::State::finish_rows(const Tile& tile, at::Tensor& rows, const at::Tensor& shared, RoutedLayer& routed) const {
+  at::Tensor turns = at::empty({tile.tokens}, at::TensorOptions().dtype(at::kDouble).device(device));
+  kernels::finish_rows(numerics, rows, routed_sum.narrow(0, tile.begin, tile.tokens), shared, turns, model.residual_scale);
+  const at::Tensor on_cpu = turns.cpu();
+  std::copy_n(on_cpu.const_data_ptr<double>(), tile.tokens, routed.turns.begin() + tile.begin);
+}
+
+/// Nothing behind the router ran: a token's place among the turns only says whether its logits are numbers.
+void Forward::State::end_at_router(RoutedLayer& routed) const {
+  std::fill(routed.norms.begin(), routed.norms.end(), 0.0F);
+  std::fill(routed.max_abs.begin(), routed.max_abs.end(), 0.0F);
+  for (std::size_t t = 0; t < routed.turns.size(); ++t) {
+    const float* logits = routed.logits.data() + t * static_cast<std::size_t>(routed.experts);
+    const bool finite = std::all_of(logits, logits + routed.experts, [](float logit) { return std::isfinite(logit); });
+    routed.turns[t] = finite ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+  }
+  check_finite(routed);
+}
+
+void Forward::State::check_finite(const RoutedLayer& routed) const {
   for (std::int64_t t = 0; t < routed.tokens; ++t) {
     if (std::isfinite(routed.turns[static_cast<std::size_t>(t)])) continue;
     throw InvalidInput(fmt::format("{}: layer {} gives NaN or infinity at token {}; run `moetrim verify --deep` on the "
                                    "checkpoint, or try --dtype fp32", model.checkpoint->folder().string(), layer, t));
   }
-}
-
-void Forward::State::finish_tile(const LayerWeights& weights, const Tile& tile, RoutedLayer& routed, TileScratch& own) {
-  at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
-  at::Tensor shared;
-  if (weights.shared_down.defined()) {
-    const at::Tensor x = grow(own.normed, tile.tokens, model.hidden, numerics.tile(), device)
-                             .narrow(0, 0, tile.tokens)
-                             .copy_(moe_input.narrow(0, tile.begin, tile.tokens));
-    shared = shared_output(context, weights, x, own);
-  }
-  at::Tensor turns = at::empty({tile.tokens}, at::TensorOptions().dtype(at::kDouble).device(device));
-  kernels::finish_rows(numerics, rows, routed_sum.narrow(0, tile.begin, tile.tokens), shared, turns,
-                       model.residual_scale);
-  const at::Tensor on_cpu = turns.cpu();
-  std::copy_n(on_cpu.const_data_ptr<double>(), tile.tokens, routed.turns.begin() + tile.begin);
 }
 
 at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_t> rows) {

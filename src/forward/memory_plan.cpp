@@ -35,19 +35,6 @@ std::uint64_t budget_of(const RunOptions& options) {
 
 double gib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1ULL << 30); }
 
-/// The experts of the layer that has most: the stream reads ahead within a layer.
-std::uint64_t experts_bytes(const Model& model) {
-  std::uint64_t most = 0;
-  for (const LayerTensors& layer : model.layer) {
-    std::uint64_t bytes = 0;
-    for (int e = 0; layer.sparse && e < model.experts; ++e) {
-      for (const ByteRange& range : expert_group(layer, e)) bytes += range.size;
-    }
-    most = std::max(most, bytes);
-  }
-  return most;
-}
-
 /// Tokens that a device holds beside its largest layer: they get half of what is left, groups of experts the other half.
 std::int64_t device_tokens(const Model& model, const RunOptions& options, std::uint64_t token_bytes) {
   const at::Device device = cuda::open_device(options.device);
@@ -65,6 +52,18 @@ std::int64_t device_tokens(const Model& model, const RunOptions& options, std::u
 
 }  // namespace
 
+std::uint64_t block_expert_bytes(const Model& model) {
+  std::uint64_t most = 0;
+  for (const LayerTensors& layer : model.layer) {
+    std::uint64_t bytes = 0;
+    for (int e = 0; layer.sparse && e < model.experts; ++e) {
+      for (const ByteRange& range : expert_group(layer, e)) bytes += range.size;
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
 ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   ForwardOptions forward;
   forward.precision = precision_of(options);
@@ -73,7 +72,7 @@ ForwardOptions forward_options(const Model& model, const RunOptions& options) {
   forward.reading = options.reading;
   const std::uint64_t budget = budget_of(options);
   const std::uint64_t share = std::clamp<std::uint64_t>(budget / 16, 32ULL << 20, 1ULL << 30);
-  forward.read_ahead_bytes = std::min(share, experts_bytes(model));
+  forward.read_ahead_bytes = std::min(share, block_expert_bytes(model));
   forward.drop_page_cache = model.checkpoint->total_bytes() > budget / 2;
   return forward;
 }

@@ -32,6 +32,8 @@ std::uint64_t forward_token_bytes(const Model& model, const RunOptions& options)
 std::uint64_t tile_bytes(const Model& model, const RunOptions& options, std::int64_t longest);
 /// The output head as it is stored and as it is used, and rows of logits.
 std::uint64_t head_bytes(const Model& model, const RunOptions& options, std::uint64_t rows);
+/// The experts of the layer that has most of them, as stored.
+std::uint64_t block_expert_bytes(const Model& model);
 /// @param token_bytes    what every token of a group needs
 /// @param further_bytes  what the run needs beside the weights in work and the tokens
 /// @throws OutOfResources when the weights in work alone do not fit.

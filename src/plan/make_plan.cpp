@@ -181,6 +181,7 @@ Plan make_plan(const Statistics& statistics, const Scores& scores, const PlanReq
   }
   if (request.correct_drift) check_kept_mass(plan);
   plan.source = source_of(scores, request, plan, counts, variant);
+  if (manifest.settings.contains("sequential")) plan.source["sequential"] = manifest.settings.at("sequential");
   if (atoms && experts) plan.source["expert_method"] = experts->method;
   if (!atoms) check_bytes(manifest, request, plan);
   if (atoms) {

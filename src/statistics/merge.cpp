@@ -47,6 +47,14 @@ void check_same_run(const StatisticsManifest& first, const std::string& first_na
   }
 }
 
+/// Each was measured behind its own pruned layers: no one choice of experts fits the sum.
+void check_not_sequential(const std::vector<StatisticsManifest>& parts, const std::vector<std::string>& names) {
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].settings.contains("sequential")) continue;
+    refuse(names[i], "it was calibrated with --sequential, behind layers pruned by its own tasks; calibrate all tasks in one run");
+  }
+}
+
 std::vector<std::string> digests_of(const TaskFacts& task) {
   std::vector<std::string> digests;
   for (std::size_t begin = 0; begin <= task.digest.size();) {
@@ -111,6 +119,7 @@ StatisticsMerge::StatisticsMerge(std::vector<StatisticsManifest> parts, std::vec
   order_.resize(parts_.size());
   std::iota(order_.begin(), order_.end(), std::size_t{0});
   for (std::size_t i = 1; i < parts_.size(); ++i) check_same_run(parts_[0], names_[0], parts_[i], names_[i]);
+  if (parts_.size() > 1) check_not_sequential(parts_, names_);
   manifest_ = parts_.front();
   if (!manifest_.part) {
     place_runs();
