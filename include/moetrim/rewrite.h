@@ -136,8 +136,13 @@ struct Slimming {
   std::int64_t width = 0;         ///< form `config`: of every expert
   std::int64_t shared_width = 0;  ///< form `config`: of the shared expert, 0 for none; larger where zeros are added
   bool input_first = false;       ///< form `listed`: matrices are stored [H, width] and [width, H]
-  std::string architecture;       ///< form `listed`: the class of transformers that our code extends
-  std::string why;                ///< form `listed`: a clause, for the reader
+  /// Layers keep different numbers of experts: "moetrim_slim" lists them, whatever the form of the widths is.
+  bool by_layer = false;
+  std::string architecture;       ///< where anything is listed: the class of transformers that our code extends
+  std::string why;                ///< likewise: a clause, for the reader
+
+  /// Whether our own modelling code has to read the checkpoint.
+  bool listed() const { return form == WidthForm::listed || by_layer; }
 };
 
 /// Widths that differ are listed, and all of a plan that maps the router's rows to merged experts, or where matrices are stored
@@ -146,14 +151,15 @@ struct Slimming {
 /// Where config.json says how many of that width lie side by side, the count is changed, and a shared expert that is no
 /// multiple grows to the next one by atomic experts of zeros, which changes no output; where it does not, the widths are
 /// listed too. Expects a plan that check_plan accepts.
-/// @throws InvalidInput when the widths must be listed and the family has no class in transformers that could read the list,
+/// @throws InvalidInput when anything must be listed and the family has no class in transformers that could read the list,
 ///         or weights are quantised; or when multi-token-prediction blocks would keep a width that config.json no longer
 ///         says.
 Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune, const RewriteSources& sources = {});
 
-/// The widths of a checkpoint that lists them.
+/// The widths, or numbers of experts, of a checkpoint that lists them: at least one of the first two has entries.
 struct SlimWidths {
-  std::map<int, std::vector<std::int64_t>> widths;  ///< by absolute id of the MoE layer, of every expert
+  std::map<int, std::int64_t> experts;              ///< by absolute id of the MoE layer; empty: config.json's number
+  std::map<int, std::vector<std::int64_t>> widths;  ///< likewise, of every expert; empty: as the family says
   std::map<int, std::vector<std::int64_t>> map;     ///< likewise, of every row of the router its expert; empty: row i is expert i
   bool input_first = false;
   std::int64_t rank = 0;  ///< of matrices that are stored as factors; 0: there are none
@@ -182,8 +188,8 @@ std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp
 /// config.json of the new checkpoint: every key that counts experts is edited where it is present (also inside
 /// `text_config`), none is added, and lists of modules in `quantization_config` follow the new expert numbers.
 /// A plan with `regroup` sets the group counts to 1, a plan with `correct_drift` the routed scaling factor, and dropped
-/// multi-token-prediction blocks their count to 0. Widths that are listed go to "moetrim_slim", and "auto_map" names the
-/// class that reads them (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order
+/// multi-token-prediction blocks their count to 0. Where layers keep different numbers of experts, those keys have the
+/// largest. Numbers and widths that are listed go to "moetrim_slim", and "auto_map" names the class that reads them (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order
 /// and all other values stay. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when a list names single experts in a way that cannot be renumbered.
 inline constexpr std::string_view kSlimFile = "modeling_moetrim.py";

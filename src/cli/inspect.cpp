@@ -113,7 +113,12 @@ void inspect_unknown(const Session& session, const Checkpoint& checkpoint, const
       checkpoint.tensors().size(), checkpoint.files().size(), types));
 }
 
-/// A checkpoint whose config.json lists the width of every expert; only its own class computes it.
+/// "8 to 20", or "8".
+std::string range_text(std::int64_t least, std::int64_t most) {
+  return least == most ? std::to_string(most) : fmt::format("{} to {}", least, most);
+}
+
+/// A checkpoint whose config.json lists the width of every expert, or their number in every layer; only its own class computes it.
 void inspect_slim(const Session& session, const Checkpoint& checkpoint, const SlimWidths& slim) {
   std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = 0, sum = 0, count = 0;
   nlohmann::ordered_json widths = nlohmann::ordered_json::object();
@@ -128,23 +133,32 @@ void inspect_slim(const Session& session, const Checkpoint& checkpoint, const Sl
   }
   std::uint64_t expert_bytes = 0;
   for (const Tensor& tensor : checkpoint.tensors()) {
-    if (tensor.name.find(".experts.slim_") != std::string::npos) expert_bytes += tensor.size;
+    const std::string_view part = slim.widths.empty() ? ".experts." : ".experts.slim_";
+    if (tensor.name.find(part) != std::string::npos) expert_bytes += tensor.size;
   }
+  std::map<int, std::int64_t> counts = slim.experts;
+  if (counts.empty()) {
+    for (const auto& [layer, list] : slim.widths) counts[layer] = std::ssize(list);
+  }
+  nlohmann::ordered_json by_layer = nlohmann::ordered_json::object();
+  for (const auto& [layer, experts] : counts) by_layer[std::to_string(layer)] = experts;
+  const auto fewer = [](const auto& a, const auto& b) { return a.second < b.second; };
+  const auto [fewest, greatest] = std::minmax_element(counts.begin(), counts.end(), fewer);
   const auto named = checkpoint.config().find("model_type");
   const std::string type = named != checkpoint.config().end() && named->is_string() ? named->get<std::string>() : "unknown";
   const int layers = count_numbered(checkpoint, "layers.");
-  const std::size_t experts = slim.widths.begin()->second.size();
-  session.print({{"family", type}, {"layers", layers}, {"moe_layers", slim.widths.size()}, {"experts", experts},
-                 {"layout", "slim"}, {"expert_widths", std::move(widths)},
+  const std::string of_widths = slim.widths.empty() ? "" : fmt::format(" of widths {} to {}, mean {:.1f}", least, most,
+                                                                       static_cast<double>(sum) / static_cast<double>(count));
+  session.print({{"family", type}, {"layers", layers}, {"moe_layers", counts.size()}, {"experts", greatest->second},
+                 {"layout", "slim"}, {"experts_by_layer", std::move(by_layer)}, {"expert_widths", std::move(widths)},
                  {"total_bytes", checkpoint.total_bytes()}, {"bytes", {{"experts", expert_bytes}}},
                  {"files", checkpoint.files().size()}, {"fingerprint", checkpoint.fingerprint()}},
                 fmt::format("family      {}\nlayers      {} ({} MoE)\n"
-                            "experts     {} of widths {} to {}, mean {:.1f}, listed in config.json\n"
+                            "experts     {}{}, listed in config.json\n"
                             "size        {} in {} file(s)\n  experts     {}\n"
                             "loads in transformers 5 with trust_remote_code=True; moetrim verifies it, and does not "
                             "compute it\n",
-                            type, layers, slim.widths.size(), experts, least, most,
-                            static_cast<double>(sum) / static_cast<double>(count),
+                            type, layers, counts.size(), range_text(fewest->second, greatest->second), of_widths,
                             human_bytes(checkpoint.total_bytes()), checkpoint.files().size(), human_bytes(expert_bytes)));
 }
 

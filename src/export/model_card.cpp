@@ -64,9 +64,9 @@ std::string front_matter(const Model& model) {
   return out + "library_name: transformers\npipeline_tag: text-generation\ntags:\n- moe\n- pruned\n- moetrim\n---\n\n";
 }
 
-/// "16", or "12 to 20" where rows of the router share experts and layers differ.
+/// "16", or "12 to 20" where layers differ: because they keep other numbers, or rows of the router share experts.
 std::string stored_experts(const Plan& plan) {
-  if (!merges(plan) || plan.router != MergedRouter::map) return std::to_string(plan.keep);
+  if (!merges(plan) || plan.router != MergedRouter::map) return keep_text(plan);
   const auto fewer = [](const PlanLayer& a, const PlanLayer& b) { return a.keep.size() < b.keep.size(); };
   const auto [least, most] = std::minmax_element(plan.layers.begin(), plan.layers.end(), fewer);
   return least->keep.size() == most->keep.size() ? std::to_string(most->keep.size())
@@ -153,8 +153,8 @@ vllm serve FOLDER
 
 constexpr std::string_view kLoadingListed = R"(## Loading
 
-`config.json` lists the experts' widths, or which rows of the router share an expert, and `modeling_moetrim.py`, in this folder,
-reads the list. transformers 5 loads it when it may run that file; other runtimes do not know the architecture.
+`config.json` lists the experts' widths, their number in every layer, or which rows of the router share an expert, and
+`modeling_moetrim.py`, in this folder, reads the list. transformers 5 loads it when it may run that file; other runtimes do not know the architecture.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -182,9 +182,11 @@ std::string unchanged(const Plan& plan, const std::optional<WidthFacts>& widths,
   return "The weights that remain are unchanged: nothing was trained or quantised after removal.";
 }
 
+bool drops(const Plan& plan) { return plan.keep < plan.experts || plan.counts == LayerCounts::listed; }
+
 /// Whether experts, or what they compute, are gone.
 bool leaves_out(const Plan& plan) {
-  if (plan.keep < plan.experts || merges(plan)) return true;
+  if (drops(plan) || merges(plan)) return true;
   return std::any_of(plan.layers.begin(), plan.layers.end(), [](const PlanLayer& layer) {
     return !layer.constant.empty() || !layer.silence.empty();
   });
@@ -251,6 +253,10 @@ std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& 
     out = what_was_merged(plan);
   } else if (plan.keep > plan.experts) {
     out = fmt::format("Experts of every MoE layer were repeated, with their router rows: {} of {}. ", plan.keep, plan.experts);
+  } else if (plan.counts == LayerCounts::listed) {
+    const std::int64_t before = static_cast<std::int64_t>(plan.layers.size()) * plan.experts;
+    out = fmt::format("{} of {} experts of all MoE layers together were removed, and the router's rows with them; {} stay in a layer. ",
+                      before - kept_experts(plan), before, keep_text(plan));
   } else if (plan.keep < plan.experts || (!widths && !changes_values(plan))) {
     out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ",
                       plan.experts - plan.keep, plan.experts);
@@ -259,7 +265,7 @@ std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& 
   if (!widths) return out + "`moetrim.json` lists the kept experts.";
   out += fmt::format("Experts lost atomic experts (columns of down_proj with the same rows of gate_proj and up_proj): "
                      "{:.1f} % of all of them are gone{}. `moetrim.json` lists what was kept.", widths->removed_percent(),
-                     plan.keep < plan.experts ? ", those of the removed experts included" : "");
+                     drops(plan) ? ", those of the removed experts included" : "");
   return out;
 }
 
@@ -280,10 +286,10 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
   const std::string base = export_detail::base_model(*model.checkpoint);
   const auto widths = width_facts(model, plan, tensors, mtp);
   const bool factored = std::any_of(tensors.begin(), tensors.end(), [](const OutputTensor& tensor) { return tensor.factor.has_value(); });
-  const bool listed = factored || slimming_of(model, plan, mtp).form == WidthForm::listed;
+  const bool listed = factored || slimming_of(model, plan, mtp).listed();
   std::string out = front_matter(model);
   const std::string of = plan.keep > plan.experts ? fmt::format("for {}", plan.experts) : fmt::format("of {}", plan.experts);
-  out += fmt::format("# {} with {} {} experts{}{}\n\n", base, plan.keep, of, merges(plan) ? ", merged" : "",
+  out += fmt::format("# {} with {} {} experts{}{}\n\n", base, keep_text(plan), of, merges(plan) ? ", merged" : "",
                      widths ? ", slimmer" : "");
   out += fmt::format("Made from {} by moetrim {}: {}\n\n", base, tool_version, what_was_removed(plan, widths));
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);

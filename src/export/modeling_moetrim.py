@@ -1,12 +1,15 @@
-"""Experts of different widths, and merged experts, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
+"""Experts of different widths or numbers, and merged ones, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
 
-`moetrim_slim` in config.json lists the width of every expert, by layer. The experts of those layers have parameters of their
-own, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and
-`slim_down_bias.N` where the architecture has biases. Where `map` lists an expert for every row of the router, rows share merged
+`moetrim_slim` in config.json may list, by layer, the number of `experts` and the width of every expert. Layers with a number of
+their own have as many experts, and rows of the router; the keys of config.json that `count_keys` names have the largest. Layers
+with `widths` have parameters for each expert, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and
+`slim_gate_bias.N`, `slim_up_bias.N` and `slim_down_bias.N` where the architecture has biases. Where `map` lists an expert for every row of the router, rows share merged
 experts. Where `low_rank` lists numbers of rows for an expert, each of its matrices [outputs, inputs] is `slim_gate_left.N` times
 `slim_gate_right.N`, but for the outputs `slim_gate_row_ids.N`, whose rows are `slim_gate_rows.N`. All else is the class that
 transformers has for the architecture.
 """
+import copy
+import inspect
 import re
 
 import torch
@@ -120,28 +123,56 @@ class SlimExperts(nn.Module):
         return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
 
 
+def with_experts(block: nn.Module, config, keys: list[str], count: int, layer: int) -> nn.Module:
+    """A block like this one, router and all, with another number of experts.
+
+    It is built from a copy of the model's config in which `keys`, which count experts, say so. What is switched while the model
+    runs, such as the implementation of experts, is then read from the model's own config, as in all other layers.
+    """
+    own = copy.deepcopy(config)
+    for key in keys:
+        if hasattr(own, key):
+            setattr(own, key, count)
+    takes_layer = "layer_idx" in inspect.signature(type(block).__init__).parameters
+    block = type(block)(own, **({"layer_idx": layer} if takes_layer else {}))
+    for module in block.modules():
+        if getattr(module, "config", None) is own:
+            module.config = config
+    return block
+
+
 class SlimMoe(StockModel):
-    """The architecture of transformers with slim experts."""
+    """The architecture of transformers with slim experts, or with another number of them in every layer."""
 
     def __init__(self, config, *arguments, **options):
         if int(transformers.__version__.split(".")[0]) < 5:
             raise ImportError(f"this checkpoint needs transformers 5 or later, found {transformers.__version__}")
         super().__init__(config, *arguments, **options)
         slim = config.moetrim_slim
-        hidden = config.get_text_config().hidden_size
-        missing = set(slim["widths"])
-        for name, module in list(self.named_modules()):
+        text = config.get_text_config()
+        counts, widths = slim.get("experts", {}), slim.get("widths", {})
+        missing = {*counts, *widths}
+        for name, _ in list(self.named_modules()):
             match = re.search(r"\blayers\.(\d+)\.\w+\.experts$", name)
-            if match and match[1] in slim["widths"]:
-                widths = slim["widths"][match[1]]
-                block = self.get_submodule(name.removesuffix(".experts"))
-                expert_of_row = slim.get("map", {}).get(match[1], list(range(len(widths))))
-                factors = slim.get("low_rank", {"rank": 0, "rows": {}})
-                rows = factors["rows"].get(match[1], [None] * len(widths))
-                block.experts = SlimExperts(module, widths, hidden, slim["input_first"], expert_of_row, factors["rank"],
-                                            rows)
-                missing.discard(match[1])
-        layers = config.get_text_config().num_hidden_layers  # behind them are blocks that transformers leaves out
-        missing = [layer for layer in missing if int(layer) < layers]
+            if not match or match[1] not in missing:
+                continue
+            layer, place = match[1], name.removesuffix(".experts")
+            missing.discard(layer)
+            if layer in counts:
+                parent, _, block = place.rpartition(".")
+                setattr(self.get_submodule(parent), block,
+                        with_experts(self.get_submodule(place), text, slim["count_keys"], counts[layer], int(layer)))
+            if layer in widths:
+                self.slim_block(self.get_submodule(place), slim, layer, text.hidden_size)
+        # Behind the layers are blocks that transformers leaves out.
+        missing = [layer for layer in missing if int(layer) < text.num_hidden_layers]
         if missing:
-            raise ValueError(f"config.json lists widths for the experts of layers {sorted(missing)}, which have none")
+            raise ValueError(f"config.json lists the experts of layers {sorted(missing)}, which have none")
+
+    @staticmethod
+    def slim_block(block, slim, layer, hidden):
+        widths = slim["widths"][layer]
+        expert_of_row = slim.get("map", {}).get(layer, list(range(len(widths))))
+        factors = slim.get("low_rank", {"rank": 0, "rows": {}})
+        rows = factors["rows"].get(layer, [None] * len(widths))
+        block.experts = SlimExperts(block.experts, widths, hidden, slim["input_first"], expert_of_row, factors["rank"], rows)

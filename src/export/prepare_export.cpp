@@ -123,7 +123,7 @@ ExportRequest prepare_export(const Model& model, const Plan& plan, std::string_v
   request.config = rewrite_config(model, plan, mtp, request.sources);
   request.warnings = rewrite_warnings(model, plan, mtp, request.sources);
   const auto facts = width_facts(model, plan, request.tensors, mtp);
-  if (const Slimming slimming = slimming_of(model, plan, mtp, request.sources); slimming.form == WidthForm::listed) {
+  if (const Slimming slimming = slimming_of(model, plan, mtp, request.sources); slimming.listed()) {
     request.modelling_code = modelling_code(slimming.architecture);
   }
   if (facts && facts->quantised_again > 0) request.warnings.push_back(quantised_again(*facts));

@@ -43,16 +43,21 @@ void check_head(const Model& model, const Plan& plan, std::string_view fingerpri
   }
 }
 
+/// What the router needs of the new checkpoint.
+RouterLimits limits_after(const Model& model, const Plan& plan) {
+  RouterLimits limits = router_limits(model);
+  limits.experts = std::max(limits.experts, plan.keep);  // experts that have two slots
+  if (plan.experts_per_token_after > 0) limits.experts_per_token = plan.experts_per_token_after;
+  return limits;
+}
+
 void check_router(const Model& model, const Plan& plan) {
   const RouterGroups groups = router_groups(model);
   if (plan.groups != groups) {
     refuse(model, fmt::format("it was made for {} expert groups (rule {}), the checkpoint has {} (rule {})", plan.groups.count,
                               plan.groups.rule, groups.count, groups.rule));
   }
-  RouterLimits limits = router_limits(model);
-  limits.experts = std::max(limits.experts, plan.keep);  // experts that have two slots
-  if (plan.experts_per_token_after > 0) limits.experts_per_token = plan.experts_per_token_after;
-  legal_keep(limits, {.experts = plan.keep, .ratio = {}}, plan.regroup);
+  legal_keep(limits_after(model, plan), {.experts = plan.keep, .ratio = {}}, plan.regroup);
   if (!plan.correct_drift) return;
   if (!model.family->router.scaled) {
     refuse(model, fmt::format("it corrects router drift, but {} has no factor for all gates in its config to fold it into; make "
@@ -96,9 +101,12 @@ void check_atoms(const Model& model, const Plan& plan, const PlanLayer& layer) {
 }
 
 void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
-  // One count in config.json serves all layers, so unequal layers could not be loaded.
+  // One count in config.json serves all layers: others could not be loaded, but for those that the plan lists as such.
   const auto rows = static_cast<int>(router_rows(plan, layer).size());
-  if (rows != plan.keep) {
+  if (plan.counts == LayerCounts::listed) {
+    if (rows > plan.keep) refuse(model, fmt::format("layer {} keeps {} experts, expected at most {}", layer.layer, rows, plan.keep));
+    legal_keep(limits_after(model, plan), {.experts = rows, .ratio = {}}, plan.regroup);
+  } else if (rows != plan.keep) {
     refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, rows, plan.keep));
   }
   std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
@@ -130,6 +138,7 @@ Mtp parse_mtp(std::string_view text) {
 void check_plan(const Model& model, const Plan& plan, std::string_view fingerprint, Mtp mtp) {
   check_head(model, plan, fingerprint);
   check_router(model, plan);
+  if (merges(plan)) check_equal_counts(plan, "merging");
   check_layers(model, plan, mtp);
   for (const PlanLayer& layer : plan.layers) {
     check_keep(model, plan, layer);

@@ -78,7 +78,41 @@ std::vector<std::size_t> row_map(const Plan& plan, const PlanLayer& layer) {
   return out;
 }
 
-void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
+/// The layers that the plan decides about.
+std::vector<const PlanLayer*> written_layers(const Model& model, const Plan& plan, Mtp mtp) {
+  std::vector<const PlanLayer*> out;
+  for (const PlanLayer& layer : plan.layers) {
+    if (layer.layer < model.layers || mtp == Mtp::prune) out.push_back(&layer);
+  }
+  return out;
+}
+
+/// Of the layers that are written, which need not have Plan::keep.
+int largest_count(const Model& model, const Plan& plan, Mtp mtp) {
+  if (plan.counts == LayerCounts::equal) return plan.keep;
+  std::size_t largest = 0;
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) largest = std::max(largest, layer->keep.size());
+  return static_cast<int>(largest);
+}
+
+void list_counts(nlohmann::ordered_json& slim, const Model& model, const Plan& plan, Mtp mtp) {
+  slim["count_keys"] = model.family->expert_count_keys;
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) slim["experts"][std::to_string(layer->layer)] = layer->keep.size();
+}
+
+void list_widths(nlohmann::ordered_json& slim, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
+  slim["input_first"] = slimming.input_first;
+  slim["widths"] = nlohmann::ordered_json::object();
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) {
+    auto& widths = slim["widths"][std::to_string(layer->layer)] = nlohmann::ordered_json::array();
+    for (const AtomRanges& atoms : layer->atoms) widths.push_back(atom_count(atoms));
+    for (std::size_t slot = layer->atoms.size(); slot < layer->keep.size(); ++slot) widths.push_back(model.expert_width);
+    if (merges(plan) && plan.router == MergedRouter::map) slim["map"][std::to_string(layer->layer)] = row_map(plan, *layer);
+  }
+}
+
+/// Names the class that reads the lists, and gives it them.
+void add_lists(nlohmann::ordered_json& config, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
   config["architectures"] = {kSlimClass};
   auto& classes = config["auto_map"] = nlohmann::ordered_json::object();
   for (const char* loader : {"AutoModelForCausalLM", "AutoModelForImageTextToText"}) {
@@ -87,21 +121,12 @@ void list_widths(nlohmann::ordered_json& config, const Model& model, const Plan&
   auto& slim = config[kSlimKey] = nlohmann::ordered_json::object();
   slim["version"] = 1;
   slim["architecture"] = slimming.architecture;
-  slim["input_first"] = slimming.input_first;
-  slim["widths"] = nlohmann::ordered_json::object();
-  for (const PlanLayer& layer : plan.layers) {
-    if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
-    auto& widths = slim["widths"][std::to_string(layer.layer)] = nlohmann::ordered_json::array();
-    for (const AtomRanges& atoms : layer.atoms) widths.push_back(atom_count(atoms));
-    for (std::size_t slot = layer.atoms.size(); slot < layer.keep.size(); ++slot) widths.push_back(model.expert_width);
-    if (merges(plan) && plan.router == MergedRouter::map) {
-      slim["map"][std::to_string(layer.layer)] = row_map(plan, layer);
-    }
-  }
+  if (slimming.by_layer) list_counts(slim, model, plan, mtp);
+  if (slimming.form == WidthForm::listed) list_widths(slim, model, plan, mtp, slimming);
 }
 
 void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
-  set_expert_counts(object, model, plan.keep);
+  set_expert_counts(object, model, largest_count(model, plan, mtp));
   if (plan.experts_per_token_after > 0) {
     for (const auto key : model.family->experts_per_token_keys) set_where_present(object, key, plan.experts_per_token_after);
   }
@@ -119,10 +144,11 @@ void rewrite_object(nlohmann::ordered_json& object, const Model& model, const Pl
 
 std::vector<std::string> width_warnings(const Model& model, const Slimming& slimming) {
   std::vector<std::string> out;
-  if (slimming.form == WidthForm::listed) {
+  if (slimming.listed()) {
     out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so they are "
                               "listed and {} reads the list.", slimming.why, kSlimFile));
-  } else if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
+  }
+  if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
     out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json "
                               "says its width as a multiple of the experts' ({}). A width that divides {} would leave it as "
                               "it is.", model.shared_width, slimming.shared_width, slimming.width, model.shared_width));
@@ -147,16 +173,17 @@ std::string merging_warning(const Plan& plan) {
 
 /// What happens to gates that are shares of a softmax over all experts.
 std::string drift_warning(const Model& model, const Plan& plan) {
+  const std::string keep = keep_text(plan);
   const auto drift = router_drift(plan);
   const std::string by = drift ? fmt::format(" by about {:.3g} (layer {}: {:.3g})", 1 / drift->mean_mass, drift->least_layer,
                                              1 / drift->least_mass) : "";
   if (plan.correct_drift) {
     return fmt::format("Router drift: with {} instead of {} experts the kept gate weights grow{}; {} was multiplied by {:.6g}, the mean "
-                       "share of the kept experts.", plan.keep, plan.experts, by, kRoutedScale, drift->mean_mass);
+                       "share of the kept experts.", keep, plan.experts, by, kRoutedScale, drift->mean_mass);
   }
   return fmt::format("Router drift: gate weights of {} are a softmax over all experts and are not renormalised, so with {} instead "
                      "of {} experts the kept gate weights grow{} and expert outputs weigh more than in the original.",
-                     model.family->name, plan.keep, model.experts, by);
+                     model.family->name, keep, model.experts, by);
 }
 
 }  // namespace
@@ -172,6 +199,16 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
   const bool known = found->is_object() && found->value("version", nlohmann::ordered_json()) == 1;
   if (!known) wrong("expected an object of version 1");
   const auto first = found->find("input_first"), widths = found->find("widths");
+  if (const auto counts = found->find("experts"); counts != found->end()) {
+    if (!counts->is_object() || counts->empty()) wrong("expected experts, an object by layer");
+    for (const auto& [key, count] : counts->items()) {
+      const auto layer = whole_number(key);
+      const bool counts_experts = count.is_number_unsigned() && count.get<std::uint64_t>() >= 1 && count.get<std::uint64_t>() <= kMost;
+      if (!layer || !counts_experts) wrong(fmt::format("experts: expected a number of experts by a layer's number, got {}", in_quotes(key)));
+      out.experts[*layer] = count.get<std::int64_t>();
+    }
+    if (widths == found->end()) return out;
+  }
   if (first == found->end() || !first->is_boolean()) wrong("expected input_first, true or false");
   if (widths == found->end() || !widths->is_object() || widths->empty()) wrong("expected widths, an object by layer");
   out.input_first = *first;
@@ -227,15 +264,16 @@ nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp 
   rewrite_object(config, model, plan, mtp, slimming);
   const auto text = config.find(kText);
   if (text != config.end() && text->is_object()) rewrite_object(*text, model, plan, mtp, slimming);
-  if (slimming.form == WidthForm::listed) list_widths(config, model, plan, mtp, slimming);
+  if (slimming.listed()) add_lists(config, model, plan, mtp, slimming);
   return config;
 }
 
 std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
   std::vector<std::string> out = width_warnings(model, slimming_of(model, plan, mtp, sources));
-  if (model.mtp_layers > 0 && mtp == Mtp::keep && plan.keep < model.experts) {
+  const bool drops = plan.keep < model.experts || plan.counts == LayerCounts::listed;
+  if (model.mtp_layers > 0 && mtp == Mtp::keep && drops) {
     out.push_back(fmt::format("The {} multi-token-prediction block(s) keep all {} experts beside {} in the layers; runtimes with one "
-                              "expert count for both cannot load them.", model.mtp_layers, model.experts, plan.keep));
+                              "expert count for both cannot load them.", model.mtp_layers, model.experts, keep_text(plan)));
   }
   if (merges(plan)) out.push_back(merging_warning(plan));
   if (plan.regroup) {
@@ -243,7 +281,7 @@ std::vector<std::string> rewrite_warnings(const Model& model, const Plan& plan, 
                               "would not have allowed. Measure it: moetrim evaluate --plan gives the KL divergence.", model.groups,
                               model.experts_per_token));
   }
-  if (plan.keep < model.experts && router_limits(model).drifts()) out.push_back(drift_warning(model, plan));
+  if (drops && router_limits(model).drifts()) out.push_back(drift_warning(model, plan));
   const auto& config = model.checkpoint->config();
   const auto quantization = config.find(kQuantization);
   if (quantization == config.end()) return out;

@@ -48,7 +48,7 @@ constexpr std::string_view kMakeEqual =
     "make the plan with --scope expert, which keeps as many atomic experts in every expert";
 constexpr std::string_view kKeepWhole = "plan to drop whole experts instead";
 
-/// Widths that only a list can say.
+/// Widths, or numbers of experts, that only a list can say.
 struct Listed {
   const Model& model;
   const std::vector<const PlanLayer*>& layers;
@@ -128,11 +128,9 @@ Slimming Listed::slimming() const {
   return out;
 }
 
-}  // namespace
-
-Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
+Slimming widths_of(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources,
+                   const std::vector<const PlanLayer*>& layers) {
   Slimming out;
-  const auto layers = written_layers(model, plan, mtp);
   if (merges(plan) && plan.router == MergedRouter::map) {
     return Listed{model, layers, "rows of the router share merged experts",
                   "make the plan with --router centroid or --router duplicate"}.slimming();
@@ -160,6 +158,21 @@ Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp, const Rewrit
   out.form = WidthForm::config;
   out.width = *width;
   out.shared_width = tied ? (model.shared_width + *width - 1) / *width * *width : model.shared_width;
+  return out;
+}
+
+}  // namespace
+
+Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp, const RewriteSources& sources) {
+  const auto layers = written_layers(model, plan, mtp);
+  Slimming out = widths_of(model, plan, mtp, sources, layers);
+  if (plan.counts == LayerCounts::equal) return out;
+  const Listed counts{model, layers, "layers keep different numbers of experts", "make a plan that keeps the same number in every layer"};
+  counts.check_class();
+  counts.check_plain();
+  out.by_layer = true;
+  out.architecture = counts.architecture();
+  out.why = out.form == WidthForm::listed ? fmt::format("{}, and {}", out.why, counts.why) : counts.why;
   return out;
 }
 

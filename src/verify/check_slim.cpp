@@ -156,7 +156,7 @@ void check_class(const Checkpoint& checkpoint, Findings& findings) {
   }
 }
 
-void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
+void check_largest(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
   const auto& text = language_model(checkpoint.config());
   const auto type = checkpoint.config().find("model_type");
   if (type == checkpoint.config().end() || !type->is_string()) {
@@ -164,8 +164,15 @@ void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings
   }
   const Family* family = find_family(type->get_ref<const std::string&>());
   if (family == nullptr) return;
+  std::int64_t largest = 0;
+  for (const auto& [layer, experts] : slim.experts) largest = std::max(largest, experts);
   for (const auto key : family->expert_count_keys) {
     const std::int64_t experts = whole_number(text, key);
+    if (!slim.experts.empty()) {
+      if (experts < 0 || experts == largest) continue;
+      add_error(findings, "config.json", fmt::format("moetrim_slim lists up to {} experts a layer, and {} is {}", largest, key, experts));
+      continue;
+    }
     for (const auto& [layer, rows] : slim.map.empty() ? slim.widths : slim.map) {
       if (experts < 0 || experts == static_cast<std::int64_t>(rows.size())) continue;
       add_error(findings, "config.json", fmt::format("moetrim_slim lists {} {} for layer {}, and {} is {}", rows.size(),
@@ -202,7 +209,8 @@ void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& 
   const auto& text = language_model(checkpoint.config());
   const std::int64_t hidden = whole_number(text, "hidden_size"), layers = whole_number(text, "num_hidden_layers");
   check_class(checkpoint, findings);
-  check_counts(checkpoint, slim, findings);
+  check_largest(checkpoint, slim, findings);
+  if (!slim.experts.empty()) check_counts(checkpoint, slim, findings);
   check_map(slim, findings);
   check_rows(slim, hidden, findings);
   std::map<int, std::map<std::string, std::set<int>>> seen;

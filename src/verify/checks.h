@@ -29,7 +29,10 @@ void check_expert_numbers(const Checkpoint& checkpoint, Findings& findings);
 /// config.json against the tensors, by way of the family.
 void check_family(const Checkpoint& checkpoint, Findings& findings);
 
-/// Experts of different widths against the list in config.json, and what it takes to load them. Takes the place of
+/// Routers and experts of layers that keep different numbers of them, against the list in config.json.
+void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings);
+
+/// Experts of different widths, or numbers, against the list in config.json, and what it takes to load them. Takes the place of
 /// check_family.
 void check_slim(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings);
 
