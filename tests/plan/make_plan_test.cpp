@@ -28,7 +28,7 @@ struct Case {
   }
 
   Plan plan(const char* keep, std::vector<std::string> protect = {}) const {
-    return make_plan(statistics, scores, {KeepBudget::parse(keep), std::move(protect)}, Variant::executed);
+    return make_plan(statistics, scores, {.keep = KeepBudget::parse(keep), .protect = std::move(protect)}, Variant::executed);
   }
   std::string refusal(const char* keep, std::vector<std::string> protect = {}) const {
     return given::thrown_by([&] { plan(keep, protect); });

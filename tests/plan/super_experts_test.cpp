@@ -147,7 +147,7 @@ TEST_CASE("a super expert stays whatever its score", "[plan][super]") {
   scores.layers = {0, 1};
   scores.values = {{4, 1, 3, 2}, {4, 3, 2, 1}};
   const auto kept = [&](std::vector<std::string> protect, Variant variant) {
-    const Plan plan = make_plan(statistics, scores, {KeepBudget::parse("2"), std::move(protect)}, variant);
+    const Plan plan = make_plan(statistics, scores, {.keep = KeepBudget::parse("2"), .protect = std::move(protect)}, variant);
     return std::vector{plan.layers[0].keep, plan.layers[1].keep};
   };
   using Ids = std::vector<int>;
