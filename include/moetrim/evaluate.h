@@ -43,17 +43,23 @@ struct EvaluateOptions : RunOptions {
 struct EvaluateEstimate {
   std::int64_t tokens = 0;              ///< of all demonstrations
   int groups = 0;                       ///< passes over the weights
+  double copies = 1;                    ///< how often a token goes through the layers: plans share those before they differ
   std::uint64_t peak_memory_bytes = 0;
   std::uint64_t read_bytes = 0;         ///< at most, all passes
   double operations = 0;                ///< multiply-adds times two; see MachineRates
 };
 
-/// @param plans  how many share the pass
+/// @throws as evaluate()
+EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
+                                     const std::vector<Plan>& plans, const Model* against);
+/// The same for that many plans which all differ from the first MoE layer on: the most that so many can take.
 EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
                                      std::size_t plans, const Model* against);
 
 /// Teacher-forced evaluation. All plans share one pass over the weights: a plan's tokens are further sequences whose dropped
-/// experts' router logits are at minus infinity.
+/// experts' router logits are at minus infinity. They begin where the plan first differs from the model or from another plan,
+/// as copies of what those tokens have become; a plan that differs from none costs nothing. Results are those of a pass of its own
+/// (in bf16 on a CPU with bf16 instructions, in fp64 and on a device up to how the library sums a product of another size).
 /// @param against  another checkpoint's model, or null; the reference for EvaluateTask::against. Vocabularies must be equal.
 /// @throws InvalidInput when a plan does not fit the model; OutOfResources.
 std::vector<EvaluateTask> evaluate(const Model& model, const std::vector<Task>& tasks, Count count, const EvaluateOptions& options,

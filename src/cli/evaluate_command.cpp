@@ -173,12 +173,14 @@ std::string table_row(const std::string& name, const nlohmann::ordered_json& jso
 void print_estimate(const Session& session, const EvaluateEstimate& e, const MachineRates& rates) {
   nlohmann::ordered_json json{{"tokens", e.tokens},
                                     {"passes", e.groups},
+                                    {"copies", e.copies},
                                     {"peak_memory_bytes", e.peak_memory_bytes},
                                     {"read_bytes", e.read_bytes},
                                     {"disk_bytes", 0}};
   const std::string time = add_time(e.operations, e.read_bytes, rates, json);
-  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights\nmemory   {} at most\nread     {} at most\ndisk     none\n{}",
-                                  e.tokens, e.groups, human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), time));
+  session.print(json, fmt::format("tokens   {}\npasses   {} over the weights\ncopies   {:.2f} of the tokens, since plans share layers until they differ\n"
+                                  "memory   {} at most\nread     {} at most\ndisk     none\n{}",
+                                  e.tokens, e.groups, e.copies, human_bytes(e.peak_memory_bytes), human_bytes(e.read_bytes), time));
 }
 
 void run_evaluate(const Session& session, const Flags& flags, RankGroup* ranks) {
@@ -204,7 +206,7 @@ void run_evaluate(const Session& session, const Flags& flags, RankGroup* ranks) 
     options.add_up = [ranks](std::span<double> sums) { ranks->add_up(sums); };
   }
   if (flags.dry_run) {
-    const EvaluateEstimate estimate = estimate_evaluation(model, tasks, options, plans.size(), other ? &*other : nullptr);
+    const EvaluateEstimate estimate = estimate_evaluation(model, tasks, options, plans, other ? &*other : nullptr);
     if (reports(ranks)) print_estimate(session, estimate, measure_rates(model, options));
     return;
   }

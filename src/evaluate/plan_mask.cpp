@@ -12,15 +12,21 @@ namespace moetrim {
 
 namespace {
 
-/// [experts][F]: 1 for atomic experts that stay.
-std::vector<std::vector<float>> atom_masks(const Model& model, const PlanLayer& layer) {
-  std::vector<std::vector<float>> masks(static_cast<std::size_t>(model.experts),
-                                        std::vector<float>(static_cast<std::size_t>(model.expert_width), 0.0F));
+/// [experts][F]: atomic experts that stay.
+std::vector<std::vector<bool>> atom_masks(const Model& model, const PlanLayer& layer) {
+  std::vector<std::vector<bool>> masks(static_cast<std::size_t>(model.experts),
+                                       std::vector<bool>(static_cast<std::size_t>(model.expert_width), false));
   for (std::size_t i = 0; i < layer.keep.size(); ++i) {
     auto& mask = masks[static_cast<std::size_t>(layer.keep[i])];
-    for (const AtomRange& range : layer.atoms[i]) std::fill(mask.begin() + range.begin, mask.begin() + range.end, 1.0F);
+    for (const AtomRange& range : layer.atoms[i]) std::fill(mask.begin() + range.begin, mask.begin() + range.end, true);
   }
   return masks;
+}
+
+bool restricts_nothing(const Model& model, const LayerMask& mask) {
+  const auto all = [](const std::vector<bool>& flags) { return std::find(flags.begin(), flags.end(), false) == flags.end(); };
+  const bool grouped = model.group_rule != GroupRule::none;
+  return all(mask.kept) && std::all_of(mask.atoms.begin(), mask.atoms.end(), all) && mask.gate_scale == 1.0 && !(mask.regroup && grouped);
 }
 
 }  // namespace
@@ -53,6 +59,7 @@ ExpertMask mask_of(const Model& model, const Plan& plan) {
     kept.assign(static_cast<std::size_t>(model.experts), false);
     for (const int expert : layer.keep) kept[static_cast<std::size_t>(expert)] = true;
     if (plan.width > 0) of_layer.atoms = atom_masks(model, layer);
+    if (restricts_nothing(model, of_layer)) of_layer = {};
   }
   if (planned != model.moe_layers()) {
     throw InvalidInput(fmt::format("{}: the plan covers other layers than the checkpoint's {} MoE layers",

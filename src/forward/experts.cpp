@@ -26,8 +26,8 @@ void mask_atoms(const TileTask& task, const ExpertRows& rows, int experts_per_to
     const LayerMask* of_rows = mask_of(first);
     while (last < count && mask_of(last) == of_rows) ++last;
     if (of_rows == nullptr || of_rows->atoms.empty()) continue;
-    const std::vector<float>& kept = of_rows->atoms[static_cast<std::size_t>(task.expert)];
-    const at::Tensor factors = at::tensor(at::ArrayRef<float>(kept)).to(activated.device(), activated.scalar_type());
+    const std::vector<bool>& kept = of_rows->atoms[static_cast<std::size_t>(task.expert)];
+    const at::Tensor factors = at::tensor(std::vector<float>(kept.begin(), kept.end())).to(activated.device(), activated.scalar_type());
     activated.narrow(0, first, last - first).mul_(factors);
   }
 }

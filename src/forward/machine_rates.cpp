@@ -60,7 +60,7 @@ double measure_reading(const Checkpoint& checkpoint, PageCache cache) {
 
 }  // namespace
 
-double Forward::operations(const Model& model, std::span<const std::int64_t> lengths) {
+double Forward::operations(const Model& model, std::span<const std::int64_t> lengths, int first) {
   double tokens = 0;
   double pairs = 0;  // of a token and one that it sees
   for (const auto length : lengths) {
@@ -68,7 +68,7 @@ double Forward::operations(const Model& model, std::span<const std::int64_t> len
     pairs += static_cast<double>(length) * static_cast<double>(length + 1) / 2;
   }
   double sum = 0;
-  for (std::int64_t l = 0; l < model.layers; ++l) {
+  for (std::int64_t l = first; l < model.layers; ++l) {
     const LayerTensors& layer = model.layer[static_cast<std::size_t>(l)];
     double active = 0;  // elements of matrices that a token is multiplied with
     for (const Weight& weight : layer.by_role) {
