@@ -154,8 +154,10 @@ class JsonFields {
  private:
   static std::string shown(const Json& value) {
     if (value.is_structured()) return value.is_array() ? "an array" : "an object";
-    const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-    return text.size() > 60 ? text.substr(0, 60) + "..." : text;
+    constexpr std::size_t kMost = 60;
+    std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+    if (text.size() > kMost) text.replace(kMost, std::string::npos, "...");
+    return text;
   }
 
   [[noreturn]] void expected(std::string_view name, const std::string& what, const Json& value) const {
