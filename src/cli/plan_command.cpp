@@ -213,7 +213,8 @@ Statistics PlanFlags::read(const std::filesystem::path& folder) const {
 }
 
 Scores PlanFlags::scores(const Statistics& statistics) const {
-  return tasks.scores(statistics, MethodMix::parse(score.method), score.options(), score.weights(), groups(statistics.manifest));
+  return tasks.scores(statistics, MethodMix::parse(score.method), score.options(), score.weights(),
+                      groups(statistics.manifest));
 }
 
 Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) const {
@@ -240,7 +241,8 @@ namespace {
 std::string describe_groups(const Plan& plan) {
   if (plan.groups.count == 1) return "";
   if (plan.regroup) return fmt::format("the router's {} groups of experts become one\n", plan.groups.count);
-  return fmt::format("{} in each of the router's {} groups of experts\n", plan.keep / plan.groups.count, plan.groups.count);
+  const std::string count = plan.counts == LayerCounts::listed ? "as many" : std::to_string(plan.keep / plan.groups.count);
+  return fmt::format("{} in each of the router's {} groups of experts\n", count, plan.groups.count);
 }
 
 std::string describe_drift(const Plan& plan) {
@@ -312,7 +314,7 @@ std::string describe_unseen(const Plan& plan) {
     unseen_kept += layer.unseen_kept;
   }
   if (unseen == 0) return "";
-  if (plan.keep == plan.experts) {
+  if (plan.keep == plan.experts && plan.counts == LayerCounts::equal) {
     return fmt::format("{} experts never saw a counted token; more demonstrations would settle them\n", unseen);
   }
   return fmt::format("{} experts never saw a counted token; {} of them are kept all the same: more demonstrations, or fewer "
@@ -348,12 +350,17 @@ std::string describe_merging(const Plan& plan) {
                      sizes.size(), range(sizes), merged_router_name(plan.router), alignment_name(plan.align));
 }
 
+/// "keeps 16 of 32 experts in each of 24 layers".
+std::string describe_keep(const Plan& plan) {
+  std::string text = fmt::format("keeps {} of {} experts in each of {} layers", keep_text(plan), plan.experts, plan.layers.size());
+  return plan.counts == LayerCounts::listed ? text + fmt::format(", {} in all", kept_experts(plan)) : text;
+}
+
 std::string describe_plan(const Plan& plan) {
   // All experts stay where only atomic experts were asked for: no method chose them.
   const std::string by = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
   std::string text = merges(plan) ? describe_merging(plan)
-                                  : fmt::format("keeps {} of {} experts in each of {} layers{}\n", plan.keep, plan.experts,
-                                                plan.layers.size(), by.empty() ? "" : " by " + by);
+                                  : describe_keep(plan) + (by.empty() ? "" : " by " + by) + "\n";
   text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   return text + describe_unseen(plan);

@@ -194,10 +194,10 @@ class Run {
   }
 
   std::string table(const nlohmann::ordered_json& json) const {
-    std::string text = fmt::format("\n{} of {} experts in each of {} layers", plan_.keep, plan_.experts, plan_.layers.size());
+    std::string text = fmt::format("\n{} of {} experts in each of {} layers", keep_text(plan_), plan_.experts, plan_.layers.size());
     if (plan_.width > 0) {
       text += fmt::format(", with {} of {} atomic experts,", kept_atoms(plan_),
-                          static_cast<std::int64_t>(plan_.layers.size()) * plan_.keep * plan_.width);
+                          kept_experts(plan_) * plan_.width);
     }
     text += fmt::format(" by {}; {} of {} in {}\n", plan_.method, human_bytes(pruned_bytes_),
                         human_bytes(checkpoint_.total_bytes()), pruned_folder().string());

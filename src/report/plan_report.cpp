@@ -45,7 +45,7 @@ std::optional<MethodMix> known_method(const std::string& name) {
 
 /// The method that chose the plan's experts, or the reason why there is none to repeat.
 std::optional<MethodMix> method_of(const Plan& plan, std::string& why) {
-  if (plan.keep == plan.experts) {
+  if (plan.keep == plan.experts && plan.counts == LayerCounts::equal) {
     why = "the plan keeps every expert";
     return std::nullopt;
   }

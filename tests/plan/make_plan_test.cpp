@@ -130,7 +130,7 @@ TEST_CASE("experts without tokens are counted, also those that stay", "[plan]") 
   const auto statistics = given::statistics(given::manifest(1, 5, 2, 2), {given::layer(0, 2, 5, {token, other})});
   const auto& method = find_scoring_method("frequency");
   const auto planned = [&](const std::vector<std::pair<std::string, double>>& weights) {
-    return make_plan(statistics, score(statistics, method, {}, weights), {KeepBudget::parse("3"), {}}, Variant::executed);
+    return make_plan(statistics, score(statistics, method, {}, weights), {.keep = KeepBudget::parse("3")}, Variant::executed);
   };
   const Plan first = planned({{"a", 1.0}});
   CHECK(first.layers[0].keep == Ids{0, 2, 4});

@@ -285,7 +285,7 @@ TEST_CASE("what make_plan gives can be written and read for every method", "[pla
     if (method->grain == Grain::atom) continue;  // see atom_plan_test.cpp
     CAPTURE(method->name);
     const auto scores = score(statistics, *method, {});
-    const Plan plan = make_plan(statistics, scores, {KeepBudget::parse("0.5"), {"super", "1:6"}}, Variant::executed);
+    const Plan plan = make_plan(statistics, scores, {.keep = KeepBudget::parse("0.5"), .protect = {"super", "1:6"}}, Variant::executed);
     CHECK(plan.keep == 4);
     write_plan(folder / "plan.json", plan);
     CHECK(plan_to_json(read_plan(folder / "plan.json")) == plan_to_json(plan));
