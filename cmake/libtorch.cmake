@@ -1,4 +1,4 @@
-# LibTorch as the target `libtorch`, and fmt from its include path as `fmt_headers`.
+# LibTorch as the target `libtorch`, and fmt from its include path, with what of JSON is compiled once, as `formatting`.
 #
 # Torch's own CMake package insists on a whole CUDA toolkit whenever the wheel was built with CUDA; finding the headers and
 # libraries directly also serves a build without CUDA (MOETRIM_CUDA=OFF) and a CPU-only LibTorch.
@@ -11,9 +11,10 @@ if(NOT LIBTORCH_INCLUDE)
 endif()
 get_filename_component(LIBTORCH_ROOT ${LIBTORCH_INCLUDE} DIRECTORY)
 
-add_library(fmt_headers INTERFACE)
-target_include_directories(fmt_headers SYSTEM INTERFACE ${LIBTORCH_INCLUDE})
-target_compile_definitions(fmt_headers INTERFACE FMT_HEADER_ONLY)
+add_library(formatting STATIC ${CMAKE_CURRENT_LIST_DIR}/fmt.cpp ${CMAKE_CURRENT_LIST_DIR}/json.cpp)
+target_include_directories(formatting SYSTEM PUBLIC ${LIBTORCH_INCLUDE})
+set_target_properties(formatting PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
+set(PRECOMPILED_JSON ${CMAKE_CURRENT_LIST_DIR}/json.h)
 
 add_library(libtorch INTERFACE)
 target_include_directories(libtorch SYSTEM INTERFACE ${LIBTORCH_INCLUDE} ${LIBTORCH_INCLUDE}/torch/csrc/api/include)

@@ -6,7 +6,7 @@ function(moetrim_stage name)
        ${CMAKE_SOURCE_DIR}/src/${name}/*/*/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/forward/cuda/")  # a library of its own
   add_library(moetrim_${name} STATIC ${sources})
-  target_link_libraries(moetrim_${name} PUBLIC moetrim_flags fmt_headers)
+  target_link_libraries(moetrim_${name} PUBLIC moetrim_flags formatting)
   foreach(need ${STAGE_NEEDS})
     target_link_libraries(moetrim_${name} PUBLIC moetrim_${need})
   endforeach()
@@ -18,7 +18,7 @@ function(moetrim_stage name)
     set(first checkpoint)
   endif()
   if(name STREQUAL first)
-    target_precompile_headers(moetrim_${name} PRIVATE <fmt/format.h> <fmt/ranges.h> <nlohmann/json.hpp>
+    target_precompile_headers(moetrim_${name} PRIVATE <fmt/format.h> <fmt/ranges.h> ${PRECOMPILED_JSON}
       $<$<BOOL:${STAGE_TORCH}>:<ATen/ATen.h$<ANGLE-R>>)
   else()
     target_precompile_headers(moetrim_${name} REUSE_FROM moetrim_${first})

@@ -25,6 +25,14 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 export PATH="$HOME/.cargo/bin:$PATH"
 
+# The tokenizer library needs nothing but Rust: it is built while the Python packages come. What fails here fails again, and is
+# shown, in the build below.
+tokenizer=
+if [ "${1:-}" != --no-build ] && [ ! -e build/hf_text/release/libhf_text.a ]; then
+  cargo build --release --locked --quiet --manifest-path src/text/hf_text/Cargo.toml --target-dir build/hf_text 2>/dev/null &
+  tokenizer=$!
+fi
+
 if [ ! -x .venv/bin/python ]; then
   step "creating .venv"
   python3 -m venv .venv
@@ -34,7 +42,8 @@ requirements=(-r scripts/requirements.txt)
 stamp=.venv/.requirements-$(cat scripts/requirements*.txt <(echo "$cuda") | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then
   step "installing LibTorch and the Python packages (about 5 GB)"
-  .venv/bin/pip install --quiet --disable-pip-version-check "${requirements[@]}"
+  # Python compiles what it imports; pip would compile ten thousand files first.
+  .venv/bin/pip install --quiet --disable-pip-version-check --no-compile "${requirements[@]}"
   touch "$stamp"
 fi
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
@@ -51,6 +60,7 @@ fi
 
 [ "${1:-}" = --no-build ] && exit 0
 step "building"
+[ -z "$tokenizer" ] || wait "$tokenizer" || true
 .venv/bin/cmake -S . -B build -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_PREFIX_PATH="$site/torch" -DMOETRIM_CUDA="$cuda" >build-configure.log 2>&1 || { cat build-configure.log; exit 1; }
 rm -f build-configure.log
