@@ -10,8 +10,9 @@ from pathlib import Path
 OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields", "split_mix"}  # headers that belong to no stage
 # Public headers of a stage beside the one with its name.
 HEADERS_OF = {"statistics": {"vectors", "row_statistics"}, "forward": {"vector_sums"}, "score": {"contrast", "task_algebra"},
-              "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace"},
-              "rewrite": {"slab_recipe"}}
+              "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace",
+                       "allocation", "keep_counts"},
+              "patterns": {"expert_delta"}, "rewrite": {"slab_recipe"}}
 
 
 def stages(root: Path) -> dict[str, set[str]]:

@@ -40,9 +40,16 @@ int become_torch_program(char** argv) {
                           program.string(), std::generic_category().message(errno)), 1);
 }
 
+/// Of `patterns`, what runs texts through a model.
+bool routes_texts(int argc, char** argv) {
+  return argc > 1 && argv[1] == std::string_view("patterns") && std::any_of(argv + 2, argv + argc, [](std::string_view word) {
+           return word == "retrieve" || word.starts_with("--quer") || word.starts_with("--prompts");
+         });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool own = argc > 1 && std::find(kNames.begin(), kNames.end(), argv[1]) != kNames.end();
+  const bool own = argc > 1 && std::find(kNames.begin(), kNames.end(), argv[1]) != kNames.end() && !routes_texts(argc, argv);
   return own ? run_program(argc, argv, kCommands) : become_torch_program(argv);
 }

@@ -7,6 +7,7 @@
 
 #include <c10/util/Exception.h>
 
+#include "cli/patterns.h"
 #include "cli/program.h"
 #include "moetrim/error.h"
 
@@ -42,5 +43,6 @@ void translate_torch_errors(const std::function<void()>& work) {
 
 int main(int argc, char** argv) {
   keep_freed_memory();
+  provide_route_texts();
   return run_program(argc, argv, kCommands, translate_torch_errors);
 }

@@ -16,7 +16,7 @@
 
 namespace moetrim::cli {
 
-void PlanFlags::add(CLI::App& command) {
+void PlanFlags::add(CLI::App& command, bool merging) {
   score.add(command, /*required=*/false);
   tasks.add(command);
   command.add_option("--keep", keep, "Experts of every layer that stay: a number (16), a ratio (0.5) or a share (50%)");
@@ -38,7 +38,7 @@ void PlanFlags::add(CLI::App& command) {
       ->allow_extra_args(false);
   command.add_flag("--regroup", regroup, "Give up the router's groups of experts: the best of a layer stay, wherever they are");
   command.add_flag("--correct-drift", correct_drift, "Let rewrite undo the growth of kept gates that are not renormalised");
-  merge.add(command);
+  if (merging) merge.add(command);
 }
 
 namespace {

@@ -28,12 +28,18 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error) {
   const auto extras = app.remaining(/*recurse=*/true);
   const auto chosen = app.get_subcommands();
   if (extras.empty() || chosen.empty()) return app.exit(error) == 0 ? 0 : 2;
+  const CLI::App* command = chosen[0];
+  std::string spelling = command->get_name();
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands()[0];
+    spelling += " " + command->get_name();
+  }
   std::vector<std::string> names;
-  for (const CLI::Option* option : chosen[0]->get_options()) {
+  for (const CLI::Option* option : command->get_options()) {
     for (const auto& name : option->get_lnames()) names.push_back("--" + name);
   }
-  return fail(fmt::format("{}: unknown argument {}{}; see moetrim {} --help", chosen[0]->get_name(), extras[0],
-                          did_you_mean(extras[0], names), chosen[0]->get_name()), 2);
+  return fail(fmt::format("{}: unknown argument {}{}; see moetrim {} --help", spelling, extras[0],
+                          did_you_mean(extras[0], names), spelling), 2);
 }
 
 int exit_code_of(const std::function<void()>& work) {

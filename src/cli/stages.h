@@ -90,12 +90,14 @@ struct PlanFlags {
   ScoreFlags score;   ///< method empty: nothing has to be chosen, see merge
   TaskAlgebraFlags tasks;
   MergeFlags merge;
-  std::string keep, keep_by_layer, expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
+  std::string keep, keep_by_layer;  ///< empty: not given
+  std::string expert_method, keep_atoms, scope, align, atom_blocks, budget_bytes, budget_flops;  ///< empty: not given
   std::vector<std::string> protect;
   bool regroup = false;
   bool correct_drift = false;
 
-  void add(CLI::App& command);
+  /// @param merging  with --merge and what belongs to it
+  void add(CLI::App& command, bool merging = true);
   /// Whether scores need what calibrate records with --statistics second-order. @throws UsageError for an unknown method
   bool needs_second_order() const;
   /// Options that cannot be read, or that do not go together. @throws UsageError

@@ -1,0 +1,33 @@
+// What writes a checkpoint from a plan: the options of `rewrite`, and of whatever else ends in one.
+#pragma once
+
+#include <string>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "cli/command.h"
+
+namespace moetrim::cli {
+
+/// A result, for --json and for reading.
+struct Outcome {
+  nlohmann::ordered_json json;
+  std::string text;
+};
+
+struct RewriteFlags {
+  std::string checkpoint, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1", row_importance,
+              low_rank_form = "dense";
+  int writers = 2, low_rank = 0;
+  bool overwrite = false, other = false, dry_run = false;
+
+  /// All but the checkpoint, the output and --dry-run.
+  void add(CLI::App& command);
+  /// Those of them that every plan can do with: files, threads, multi-token-prediction blocks, the dequantised twin.
+  void add_common(CLI::App& command);
+  /// Writes the checkpoint, or with --dry-run says what that would take.
+  Outcome run(const Session& session, const Plan& plan) const;
+};
+
+}  // namespace moetrim::cli

@@ -1,0 +1,197 @@
+// Which experts change places between two plans, and where their bytes lie.
+#include "moetrim/expert_delta.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+
+namespace moetrim {
+namespace {
+
+std::uint64_t product(std::vector<std::int64_t>::const_iterator begin, std::vector<std::int64_t>::const_iterator end) {
+  return std::accumulate(begin, end, std::uint64_t{1}, [](std::uint64_t all, std::int64_t n) { return all * static_cast<std::uint64_t>(n); });
+}
+
+/// Which axis of a tensor counts experts; none where all experts share it.
+std::optional<std::size_t> expert_axis(const Tensor& tensor, const TensorPlace& place) {
+  const auto& axes = place.rule->axes;
+  const auto axis = static_cast<std::size_t>(std::find(axes.begin(), axes.end(), Axis::E) - axes.begin());
+  if (axis == axes.size()) return std::nullopt;
+  const bool shared = axis >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1};
+  return place.part != Part::values && shared ? std::nullopt : std::optional(axis);
+}
+
+/// The entries of one expert along an axis.
+void append_slabs(const Tensor& tensor, std::size_t axis, int expert, std::vector<ExpertBytes>& out) {
+  const auto at = tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis);
+  const std::uint64_t outer = product(tensor.shape.begin(), at);
+  const auto experts = static_cast<std::uint64_t>(*at);
+  const std::uint64_t bits = product(at + 1, tensor.shape.end()) * static_cast<std::uint64_t>(dtype_bits(tensor.dtype));
+  if (bits % 8 != 0) {
+    throw InvalidInput(fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be loaded by "
+                                   "itself", tensor.name, bits));
+  }
+  for (std::uint64_t block = 0; block < outer; ++block) {
+    out.push_back({&tensor, (block * experts + static_cast<std::uint64_t>(expert)) * (bits / 8), bits / 8});
+  }
+}
+
+void check_plan_for_delta(const Model& model, const Plan& plan, const char* which) {
+  const auto refuse = [&](const std::string& why) {
+    throw InvalidInput(fmt::format("the plan {}: {}; experts can be exchanged between plans that only drop whole experts of this "
+                                   "checkpoint", which, why));
+  };
+  if (plan.family != model.family->name || plan.experts != model.experts) refuse("it is of another model");
+  if (plan.checkpoint_fingerprint != model.checkpoint->fingerprint()) refuse("it is of another checkpoint");
+  if (plan.width > 0) refuse("it keeps parts of experts");
+  if (changes_values(plan)) refuse("it changes values");
+  if (plan.order != SlotOrder::ascending) refuse("its slots are not in the order of the experts");
+}
+
+LayerDelta layer_delta(const PlanLayer& from, const PlanLayer& to) {
+  if (from.layer != to.layer) throw InvalidInput(fmt::format("the plans cover other layers: {} and {}", from.layer, to.layer));
+  if (from.keep.size() != to.keep.size()) {
+    throw InvalidInput(fmt::format("layer {}: the plans keep {} and {} experts; slots can only be filled again where the numbers are equal",
+                                   from.layer, from.keep.size(), to.keep.size()));
+  }
+  LayerDelta out{.layer = from.layer, .changes = {}, .slots = from.keep};
+  std::vector<int> come;
+  std::set_difference(to.keep.begin(), to.keep.end(), from.keep.begin(), from.keep.end(), std::back_inserter(come));
+  auto next = come.begin();
+  for (std::size_t slot = 0; slot < from.keep.size(); ++slot) {
+    if (std::binary_search(to.keep.begin(), to.keep.end(), from.keep[slot])) continue;
+    out.changes.push_back({.slot = static_cast<int>(slot), .drop = from.keep[slot], .load = *next});
+    out.slots[slot] = *next++;
+  }
+  return out;
+}
+
+std::vector<DeltaRead> coalesced(std::vector<DeltaRead> reads) {
+  std::sort(reads.begin(), reads.end(), [](const DeltaRead& a, const DeltaRead& b) {
+    return std::pair(a.file, a.offset) < std::pair(b.file, b.offset);
+  });
+  std::vector<DeltaRead> out;
+  for (const DeltaRead& read : reads) {
+    if (!out.empty() && out.back().file == read.file && out.back().offset + out.back().size == read.offset) {
+      out.back().size += read.size;
+    } else {
+      out.push_back(read);
+    }
+  }
+  return out;
+}
+
+/// The tensors that may hold bytes of experts, by layer: a walk over all of them for every expert would be quadratic.
+using TensorsOfLayer = std::map<int, std::vector<std::size_t>>;
+
+TensorsOfLayer tensors_by_layer(const Model& model) {
+  TensorsOfLayer out;
+  for (std::size_t i = 0; i < model.places.size(); ++i) {
+    if (model.places[i].rule != nullptr && model.places[i].layer >= 0) out[model.places[i].layer].push_back(i);
+  }
+  return out;
+}
+
+/// Calls for the bytes of every expert of a layer that is among `experts`.
+void for_bytes(const Model& model, const std::vector<std::size_t>& tensors, const std::set<int>& experts,
+               const std::function<void(int expert, const ExpertBytes&)>& call) {
+  for (const std::size_t i : tensors) {
+    const Tensor& tensor = model.checkpoint->tensors()[i];
+    const TensorPlace& place = model.places[i];
+    if (place.expert >= 0) {
+      if (experts.contains(place.expert)) call(place.expert, {&tensor, 0, tensor.size});
+      continue;
+    }
+    const auto axis = expert_axis(tensor, place);
+    if (!axis) continue;
+    std::vector<ExpertBytes> slabs;
+    for (const int expert : experts) {
+      slabs.clear();
+      append_slabs(tensor, *axis, expert, slabs);
+      for (const ExpertBytes& slab : slabs) call(expert, slab);
+    }
+  }
+}
+
+DeltaRead read_of(const ExpertBytes& bytes) {
+  return {.file = bytes.tensor->file, .offset = bytes.tensor->offset + bytes.begin, .size = bytes.size};
+}
+
+std::set<int> experts_of(const LayerDelta& layer, int SlotChange::*which) {
+  std::set<int> out;
+  for (const SlotChange& change : layer.changes) out.insert(change.*which);
+  return out;
+}
+
+nlohmann::ordered_json bytes_to_json(const Model& model, const ExpertBytes& bytes) {
+  const DeltaRead read = read_of(bytes);
+  return {{"tensor", bytes.tensor->name},
+          {"dtype", dtype_name(bytes.tensor->dtype)},
+          {"file", model.checkpoint->files()[read.file].path().filename().string()},
+          {"offset", read.offset},
+          {"bytes", read.size},
+          {"tensor_offset", bytes.begin}};
+}
+
+}  // namespace
+
+std::vector<ExpertBytes> bytes_of_expert(const Model& model, int layer, int expert) {
+  std::vector<ExpertBytes> out;
+  for_bytes(model, tensors_by_layer(model)[layer], {expert}, [&](int, const ExpertBytes& bytes) { out.push_back(bytes); });
+  return out;
+}
+
+ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to) {
+  check_plan_for_delta(model, from, "to go from");
+  check_plan_for_delta(model, to, "to go to");
+  if (from.layers.size() != to.layers.size()) throw InvalidInput("the plans cover other layers");
+  auto tensors = tensors_by_layer(model);
+  ExpertDelta out;
+  std::vector<DeltaRead> reads;
+  for (std::size_t l = 0; l < from.layers.size(); ++l) {
+    const LayerDelta layer = layer_delta(from.layers[l], to.layers[l]);
+    out.changes += std::ssize(layer.changes);
+    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::load), [&](int, const ExpertBytes& bytes) {
+      out.load_bytes += bytes.size;
+      reads.push_back(read_of(bytes));
+    });
+    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::drop),
+              [&](int, const ExpertBytes& bytes) { out.drop_bytes += bytes.size; });
+    out.layers.push_back(layer);
+  }
+  out.reads = coalesced(std::move(reads));
+  return out;
+}
+
+nlohmann::ordered_json delta_to_json(const Model& model, const ExpertDelta& delta) {
+  auto tensors = tensors_by_layer(model);
+  auto layers = nlohmann::ordered_json::array();
+  for (const LayerDelta& layer : delta.layers) {
+    std::map<int, nlohmann::ordered_json> bytes;
+    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::load), [&](int expert, const ExpertBytes& range) {
+      bytes[expert].push_back(bytes_to_json(model, range));
+    });
+    auto load = nlohmann::ordered_json::array();
+    for (const SlotChange& change : layer.changes) {
+      load.push_back({{"expert", change.load}, {"slot", change.slot}, {"replaces", change.drop}, {"bytes", bytes[change.load]}});
+    }
+    layers.push_back({{"layer", layer.layer}, {"slots", layer.slots}, {"drop", experts_of(layer, &SlotChange::drop)}, {"load", load}});
+  }
+  auto reads = nlohmann::ordered_json::array();
+  for (const DeltaRead& read : delta.reads) {
+    reads.push_back({{"file", model.checkpoint->files()[read.file].path().filename().string()},
+                     {"offset", read.offset},
+                     {"bytes", read.size}});
+  }
+  return {{"experts", delta.changes}, {"load_bytes", delta.load_bytes}, {"drop_bytes", delta.drop_bytes}, {"layers", layers}, {"reads", reads}};
+}
+
+}  // namespace moetrim
