@@ -119,6 +119,7 @@ void add_plan(CLI::App& app, Session& session);
 void add_rewrite(CLI::App& app, Session& session);
 void add_evaluate(CLI::App& app, Session& session);
 void add_run(CLI::App& app, Session& session);
+void add_search(CLI::App& app, Session& session);
 void add_merge_statistics(CLI::App& app, Session& session);
 void add_verify(CLI::App& app, Session& session);
 void add_contrast(CLI::App& app, Session& session);
