@@ -1,17 +1,52 @@
 // Logits of a checkpoint for the Python tests: forward_probe CHECKPOINT IDS.json fp32|bf16 OUT.safetensors [THREADS [DEVICE]]
 // IDS.json is a list of sequences of token ids; the output has one tensor "logits" [T, V] f32, sequences one after another.
+// Or what routers make of queries: forward_probe --queries CHECKPOINT TASK.jsonl fp32|bf16 DEPTH MAX_MEMORY
+// Prints as JSON the bytes read and the sums of every query.
 
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
+#include <string>
 
 #include <ATen/ATen.h>
 
 #include "moetrim/checkpoint.h"
 #include "moetrim/family.h"
 #include "moetrim/forward.h"
+#include "moetrim/queries.h"
+
+namespace {
+
+using namespace moetrim;
+
+int print_queries(char** argv) {
+  const Checkpoint checkpoint = Checkpoint::open(argv[2]);
+  const Model model = describe(checkpoint);
+  ReadingTime reading;
+  QueryOptions options;
+  options.precision = argv[4];
+  options.depth = std::atoi(argv[5]);
+  options.max_memory = std::strtoull(argv[6], nullptr, 10);
+  options.reading = &reading;
+  const auto routings = route_queries(model, read_task(argv[3], nullptr, {}), Count::all, options);
+  nlohmann::json queries = nlohmann::json::array();
+  for (const QueryRouting& routing : routings) {
+    nlohmann::json layers = nlohmann::json::array();
+    for (const LayerRouting& layer : routing.layers) {
+      layers.push_back({{"layer", layer.layer}, {"routed_count", layer.routed_count}, {"gate_sum", layer.gate_sum},
+                        {"router_mass", layer.router_mass}, {"tcess_logit_sum", layer.tcess_logit_sum}});
+    }
+    queries.push_back({{"tokens", routing.tokens}, {"layers", layers}});
+  }
+  const nlohmann::json out{{"bytes", reading.bytes.load()}, {"queries", queries}};
+  std::printf("%s\n", out.dump().c_str());
+  return 0;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) try {
-  using namespace moetrim;
+  if (argc == 7 && std::string(argv[1]) == "--queries") return print_queries(argv);
   if (argc < 5) return 2;
   const Checkpoint checkpoint = Checkpoint::open(argv[1]);
   const Model model = describe(checkpoint);
