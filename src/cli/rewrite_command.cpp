@@ -43,6 +43,7 @@ Outcome describe_result(const Checkpoint& before, const Plan& plan, const Export
                               {"awaited_shards", pruned.awaited_shards},
                               {"experts", plan.keep},
                               {"warnings", request.warnings}};
+  if (plan.counts == LayerCounts::listed) json["experts_in_all"] = kept_experts(plan);
   if (request.record.contains("slim")) json["slim"] = request.record["slim"];
   if (pruned.awaited_shards > 0) {
     return {json, fmt::format("{} files written, {} were there; {} of other slices are not finished, and the one that is last "
@@ -50,7 +51,7 @@ Outcome describe_result(const Checkpoint& before, const Plan& plan, const Export
                               pruned.awaited_shards, pruned.folder.string())};
   }
   const bool mapped = merges(plan) && plan.router == MergedRouter::map;
-  std::string text = fmt::format("{} {} {} {}, {} of {}, in {}\n", plan.keep, plan.keep > plan.experts ? "for" : "of", plan.experts,
+  std::string text = fmt::format("{} {} {} {}, {} of {}, in {}\n", keep_text(plan), plan.keep > plan.experts ? "for" : "of", plan.experts,
                                  mapped ? "router rows, experts merged" : "experts", human_bytes(pruned.tensor_bytes),
                                  human_bytes(before.total_bytes()), pruned.folder.string());
   if (request.record.contains("slim")) {

@@ -1,6 +1,7 @@
 // moetrim run: a recipe from checkpoint to report, skipping what is already done and unchanged.
 
 #include <filesystem>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -175,11 +176,12 @@ class Run {
     return sums;
   }
 
-  /// "after" is the written checkpoint itself, not the plan applied as a mask.
+  /// "after" is the written checkpoint itself, or the plan as a mask where only transformers computes what was written.
   void add_exact_match(nlohmann::ordered_json& rows) const {
     const Tokenizer tokenizer = Tokenizer::open(recipe_.checkpoint);
     const Checkpoint pruned_checkpoint = Checkpoint::open(pruned_folder());
-    const Model pruned = describe(pruned_checkpoint);
+    std::optional<Model> pruned;
+    if (!pruned_checkpoint.config().contains("moetrim_slim")) pruned = describe(pruned_checkpoint);
     const auto measure = [&](const char* column, const Model& model, const Plan* plan) {
       GenerateOptions options = recipe_.evaluate.generate_options(session_, checkpoint_);
       options.plan = plan;
@@ -189,7 +191,7 @@ class Run {
       }
     };
     measure("before", model_, nullptr);
-    measure("after", pruned, nullptr);
+    measure("after", pruned ? *pruned : model_, pruned ? nullptr : &plan_);
     measure("random", model_, &random_);
   }
 
