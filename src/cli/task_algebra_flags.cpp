@@ -79,7 +79,7 @@ std::vector<std::pair<std::string, double>> chosen(const Names& loaded, const st
   for (const auto& name : loaded) {
     if (!set_aside.contains(name)) out.emplace_back(name, 1.0);
   }
-  if (out.empty()) throw UsageError("--drop-task and --protect-task take every task; say with --task which experts are kept for");
+  if (out.empty()) throw UsageError("--drop-task and --protect-task take every task; say with --task what to keep experts for");
   return out;
 }
 
@@ -91,8 +91,8 @@ void TaskAlgebraFlags::add(CLI::App& command) {
   command.add_option("--combine", combine,
                      "How tasks are put together: sum (of their normalised scores) or union (the best of each); default: sum");
   command.add_option("--protect-task", protect,
-                     "A share of every layer's experts, the best for this task, stay: TASK or FOLDER, or with :SHARE (default: "
-                     "0.1); repeatable")->allow_extra_args(false);
+                     "A share of every layer's experts, the best for this task, stay: TASK or FOLDER, or with :SHARE "
+                     "(default: 0.1); repeatable")->allow_extra_args(false);
   command.add_option("--drop-task", drop,
                      "Subtract this task's normalised scores: TASK or FOLDER, or with :FACTOR (default: 1); repeatable")
       ->allow_extra_args(false);
@@ -108,11 +108,13 @@ void TaskAlgebraFlags::check(const MethodMix& method, const ScoreOptions& option
     throw UsageError(fmt::format("--combine {}: expected sum or union", in_quotes(combine)));
   }
   if (method.grain() == Grain::atom && (combine == "union" || !protect.empty())) {
-    throw UsageError(fmt::format("--combine union and --protect-task are for methods that score experts; {} scores atomic experts",
-                                 method.name()));
+    throw UsageError(fmt::format("--combine union and --protect-task are for methods that score experts; {} scores atomic "
+                                 "experts", method.name()));
   }
   if (drop.empty()) return;
-  if (combine == "union") throw UsageError("--drop-task subtracts scores, and --combine union has places; leave one of them out");
+  if (combine == "union") {
+    throw UsageError("--drop-task subtracts scores, and --combine union has places; leave one of them out");
+  }
   check_numbers(method, options);
 }
 
@@ -134,7 +136,8 @@ std::vector<fs::path> TaskAlgebraFlags::beside(Names loaded) const {
       const std::string name = parse_reference(option, text).name;
       if (has(loaded, name)) {
         if (!is_statistics(base / name)) continue;
-        throw UsageError(fmt::format("{} {}: a task and a folder have that name; write ./{} for the folder", option, name, name));
+        throw UsageError(fmt::format("{} {}: a task and a folder have that name; write ./{} for the folder", option, name,
+                                     name));
       }
       const fs::path folder = folder_of(option, name);
       if (std::find(out.begin(), out.end(), folder) == out.end()) out.push_back(folder);

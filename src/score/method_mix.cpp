@@ -24,8 +24,8 @@ double parse_weight(std::string_view text, std::string_view part) {
   const char* end = text.data() + text.size();
   const auto [last, error] = std::from_chars(text.data(), end, weight, std::chars_format::fixed);
   if (error == std::errc() && last == end && weight >= kLeastWeight && weight <= kMostWeight) return weight;
-  throw UsageError(fmt::format("method {}: the weight {} is not a decimal from {:f} to {:.0f}; expected METHOD or METHOD:WEIGHT",
-                               in_quotes(part), in_quotes(text), kLeastWeight, kMostWeight));
+  throw UsageError(fmt::format("method {}: the weight {} is not a decimal from {:f} to {:.0f}; expected METHOD or "
+                               "METHOD:WEIGHT", in_quotes(part), in_quotes(text), kLeastWeight, kMostWeight));
 }
 
 Part parse_part(std::string_view text) {
@@ -83,7 +83,9 @@ MethodMix MethodMix::parse(std::string_view text) {
   std::vector<Part> parts;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find('+', begin), text.size());
-    if (parts.size() == kMostParts) throw UsageError(fmt::format("method {}: at most {} methods", in_quotes(text), kMostParts));
+    if (parts.size() == kMostParts) {
+      throw UsageError(fmt::format("method {}: at most {} methods", in_quotes(text), kMostParts));
+    }
     parts.push_back(parse_part(text.substr(begin, end - begin)));
     begin = end + 1;
   }
@@ -97,7 +99,8 @@ std::string MethodMix::name() const { return join(parts_, &ScoringMethod::name);
 std::string MethodMix::expert_method() const { return join(parts_, &ScoringMethod::expert_method); }
 
 const ScoringMethod* MethodMix::second_order() const {
-  const auto found = std::find_if(parts_.begin(), parts_.end(), [](const Part& part) { return part.method->second_order != nullptr; });
+  const auto needs_it = [](const Part& part) { return part.method->second_order != nullptr; };
+  const auto found = std::find_if(parts_.begin(), parts_.end(), needs_it);
   return found == parts_.end() ? nullptr : found->method;
 }
 

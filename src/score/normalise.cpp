@@ -19,7 +19,8 @@ double magnitude(const std::vector<double>& scores) {
 
 void divide(std::vector<double>& scores, double sum, std::string_view method) {
   if (!std::isfinite(sum)) {
-    throw InvalidInput(fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method, sum));
+    throw InvalidInput(
+        fmt::format("the sum of the {} scores is {}; the statistics hold values too large to add", method, sum));
   }
   if (sum == 0) return;
   for (double& value : scores) value /= sum;

@@ -33,7 +33,8 @@ void check_same(const Scores& first, const Scores& other) {
 
 void check_parts(std::span<const Scores> parts, std::span<const double> weights) {
   if (parts.empty() || parts.size() != weights.size()) {
-    throw UsageError(fmt::format("{} weights for the scores of {} tasks; expected one for each", weights.size(), parts.size()));
+    throw UsageError(
+        fmt::format("{} weights for the scores of {} tasks; expected one for each", weights.size(), parts.size()));
   }
   for (const double weight : weights) {
     if (!std::isfinite(weight) || weight <= 0) {
@@ -101,8 +102,8 @@ int group_size(std::size_t experts, int groups) {
 }
 
 /// Places of the experts [begin, end) of one layer into `out`.
-void unite_group(std::span<const Scores> tasks, std::span<const double> weights, std::size_t layer, std::span<const double> sum,
-                 int begin, int end, std::vector<double>& out) {
+void unite_group(std::span<const Scores> tasks, std::span<const double> weights, std::size_t layer,
+                 std::span<const double> sum, int begin, int end, std::vector<double>& out) {
   std::vector<double> rank(static_cast<std::size_t>(end - begin), std::numeric_limits<double>::infinity());
   for (std::size_t t = 0; t < tasks.size(); ++t) {
     double place = 0;

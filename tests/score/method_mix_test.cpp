@@ -11,8 +11,8 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-Scores scored(const Statistics& statistics, const char* methods, const std::vector<std::pair<std::string, double>>& weights = {},
-              Variant variant = Variant::executed) {
+Scores scored(const Statistics& statistics, const char* methods,
+              const std::vector<std::pair<std::string, double>>& weights = {}, Variant variant = Variant::executed) {
   return score(statistics, MethodMix::parse(methods), {.variant = variant, .seed = 5}, weights);
 }
 
@@ -83,12 +83,14 @@ TEST_CASE("what cannot be added is refused, naming the part", "[score][mix]") {
   CHECK_THAT(refusal("reap+frequency+reap"), Contains("reap is there twice"));
   CHECK_THAT(refusal("reap+heapr"), Contains("reap scores experts and heapr scores atoms"));
   CHECK_THAT(refusal("reap:2"), Contains("alone changes nothing"));
-  for (const char* text : {"reap:+ean", "reap:0+ean", "reap:-1+ean", "reap:nan+ean", "reap:1e5+ean", "reap:1:2+ean", "reap:2000000+ean",
-                           "reap: 1+ean", "reap:0x1+ean"}) {
+  for (const char* text : {"reap:+ean", "reap:0+ean", "reap:-1+ean", "reap:nan+ean", "reap:1e5+ean", "reap:1:2+ean",
+                           "reap:2000000+ean", "reap: 1+ean", "reap:0x1+ean"}) {
     INFO(text);
     CHECK_THAT(refusal(text), Contains("UsageError") && Contains("\"reap:"));
   }
-  for (const char* text : {"", "+", "reap+", "+reap", "reap++ean"}) CHECK_THAT(refusal(text), Contains("no scoring method \"\""));
+  for (const char* text : {"", "+", "reap+", "+reap", "reap++ean"}) {
+    CHECK_THAT(refusal(text), Contains("no scoring method \"\""));
+  }
   const auto statistics = given::random_second_order(1, 5, 4);
   CHECK_THAT(given::thrown_by([&] { scored(statistics, "heapr+wanda", {}, Variant::official); }),
              Contains("UsageError") && Contains("heapr --variant official") && Contains("alone"));

@@ -48,8 +48,8 @@ std::string refusal(const std::function<void()>& what) { return given::thrown_by
 
 TEST_CASE("a union takes places by turns, ties by the sum", "[score][tasks]") {
   const std::vector<Scores> tasks{of_task("a", {8, 4, 2, 1, 1, 0}), of_task("b", {0, 1, 0, 0, 5, 4})};
-  // a: 0 1 2 3 4, b: 4 5 1. First places: 0 (sum 8/16) and 4 (1/16 + 5/10): 4. Second: 1 (4/16 + 1/10) and 5 (4/10): 5. Third: 2;
-  // fourth: 3.
+  // a: 0 1 2 3 4, b: 4 5 1. First places: 0 (sum 8/16) and 4 (1/16 + 5/10): 4. Second: 1 (4/16 + 1/10) and 5 (4/10): 5.
+  // Third: 2; fourth: 3.
   const std::vector<double> equal{1, 1};
   const Scores both = united(tasks, equal);
   CHECK(both.values[0] == Values{5, 3, 2, 1, 6, 4});
