@@ -49,6 +49,10 @@ std::optional<MethodMix> method_of(const Plan& plan, std::string& why) {
     why = "the plan keeps every expert";
     return std::nullopt;
   }
+  if (plan.counts == LayerCounts::listed) {
+    why = "the layers keep numbers of experts of their own, which are not chosen again here";
+    return std::nullopt;
+  }
   if (plan.source.contains("switch")) {
     why = "experts were switched by their rank in a contrast, which is not repeated here";
     return std::nullopt;
