@@ -118,8 +118,8 @@ StatisticsMerge::StatisticsMerge(std::vector<StatisticsManifest> parts, std::vec
   if (parts_.empty()) throw InvalidInput("nothing to merge: no statistics were given");
   order_.resize(parts_.size());
   std::iota(order_.begin(), order_.end(), std::size_t{0});
-  for (std::size_t i = 1; i < parts_.size(); ++i) check_same_run(parts_[0], names_[0], parts_[i], names_[i]);
   if (parts_.size() > 1) check_not_sequential(parts_, names_);
+  for (std::size_t i = 1; i < parts_.size(); ++i) check_same_run(parts_[0], names_[0], parts_[i], names_[i]);
   manifest_ = parts_.front();
   if (!manifest_.part) {
     place_runs();

@@ -117,3 +117,23 @@ TEST_CASE("what fails while reading ahead is thrown where it is needed", "[strea
   CHECK(given::has(given::refusal([&] { stream.take_expert(4); }), "became shorter"));
   CHECK(given::has(given::refusal([&] { stream.next_layer(); stream.next_layer(); }), "became shorter"));
 }
+
+TEST_CASE("experts that were taken are read once more when they are wanted again", "[stream]") {
+  const Given given;
+  ReadingTime time;
+  {
+    WeightStream stream(*given.checkpoint, given.layers(), {.ahead_bytes = 700'000, .cache = PageCache::use, .time = &time});
+    for (int layer = 0; layer < kLayers; ++layer) {
+      stream.next_layer();
+      stream.want_experts(std::vector<std::int32_t>{0, 2, 4});
+      for (const int e : {0, 2, 4}) CHECK(given.holds(stream.take_expert(e), given.expert(layer, e)));
+      stream.want_experts(std::vector<std::int32_t>{0});
+      CHECK_THROWS_AS(stream.take_expert(0), Error);
+      stream.want_again(std::vector<std::int32_t>{2, 5});
+      for (const int e : {2, 5}) CHECK(given.holds(stream.take_expert(e), given.expert(layer, e)));
+      CHECK_THROWS_AS(stream.take_expert(2), Error);
+    }
+  }
+  CHECK(time.bytes >= kLayers * 5 * kExpertBytes);
+  CHECK(time.bytes < kLayers * 6 * kExpertBytes);
+}
