@@ -11,7 +11,7 @@ OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields", "split_mix"}  #
 # Public headers of a stage beside the one with its name.
 HEADERS_OF = {"statistics": {"vectors", "row_statistics"}, "forward": {"vector_sums"}, "score": {"contrast", "task_algebra"},
               "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace",
-                       "allocation", "keep_counts"},
+                       "allocation", "keep_counts", "sequential"},
               "patterns": {"expert_delta"}, "rewrite": {"slab_recipe"}}
 
 

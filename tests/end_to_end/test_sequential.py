@@ -3,13 +3,14 @@ import json
 import re
 import signal
 
+import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import models
 import reference
-from program import folder_bytes, moetrim, moetrim_json, write_task
+from program import ROOT, folder_bytes, moetrim, moetrim_json, write_task
 from test_kill import kill_when
 
 IDS = models.sequences(5, [17, 41, 9, 30, 23, 8])
@@ -142,3 +143,25 @@ def test_tokens_that_do_not_fit_at_once_are_refused(tmp_path):
     assert 440 < int(needed) < 1000
     assert moetrim_json(*arguments, *choice, needed + "MiB", "--dry-run")["passes"] == 1
     assert "tokens at once" in moetrim(*arguments, *choice, f"{int(needed) - 1}MiB", "--dry-run", code=4).stderr
+
+
+def test_a_recipe_prunes_as_its_plan_does(tmp_path):
+    data = {"checkpoint": str(ROOT / "demo/model"), "output": "run",
+            "calibrate": {"task": [str(ROOT / "calibration/sorting.jsonl")], "samples": 8, "sequential": True},
+            "plan": {"method": "reap", "keep": 10, "protect": ["4:1"]}}
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(data))
+    jsonschema.validate(data, json.loads((ROOT / "recipes/recipe.schema.json").read_text()))
+    moetrim("run", file)
+    moetrim("calibrate", ROOT / "demo/model", "--task", ROOT / "calibration/sorting.jsonl", "--samples", 8, "--sequential",
+            "--method", "reap", "--keep", 10, "--protect", "4:1", "-o", tmp_path / "s.stats")
+    assert folder_bytes(tmp_path / "run/calibration.stats") == folder_bytes(tmp_path / "s.stats")
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert plan["source"]["sequential"]["protect"] == ["4:1"] and 1 in plan["layers"][4]["keep"]
+    assert "calibrate: unchanged, skipped" in moetrim("run", file).stderr
+    data["plan"]["protect"] = ["super"]
+    file.write_text(json.dumps(data))
+    assert "super" in moetrim("run", file, code=2).stderr
+    data["plan"] = {"method": "easy-ep", "budget-bytes": "6MB"}
+    file.write_text(json.dumps(data))
+    assert "calibrate.sequential" in moetrim("run", file, code=3).stderr
