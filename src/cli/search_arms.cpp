@@ -68,9 +68,10 @@ PlannedArm dropping_arm(const SearchFlags& search, const std::string& method, co
   return arm;
 }
 
-PlannedArm merging_arm(const SearchFlags& search, const std::string& method, const std::vector<int>& tried) {
+PlannedArm merging_arm(const SearchFlags& search, const std::string& method, const std::vector<int>& tried, int experts) {
   PlannedArm arm{.name = "merge " + method, .alone = true};
   for (const int keep : tried) {
+    if (keep == experts) continue;  // nothing would be merged
     PlanFlags flags;
     flags.score = search.plan.score;
     flags.protect = search.plan.protect;
@@ -191,7 +192,7 @@ std::vector<PlannedArm> uniform_arms(const SearchFlags& search, const RouterLimi
       for (auto& arm : atom_arms(search, method, scope, tried, limits.experts)) arms.push_back(std::move(arm));
     }
   }
-  for (const auto& method : search.merges) arms.push_back(merging_arm(search, method, tried));
+  for (const auto& method : search.merges) arms.push_back(merging_arm(search, method, tried, limits.experts));
   for (const PlannedArm& arm : arms) {
     for (const SearchSize& size : arm.sizes) size.flags.check(limits);
   }

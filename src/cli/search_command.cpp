@@ -67,9 +67,10 @@ class Search {
         options_(recipe_.calibrate.options(session, recipe_.checkpoint)) {
     check_first();
     if (!flags.dry_run) fs::create_directories(recipe_.output);
-    texts_.emplace(session_, model_, recipe_.evaluate, recipe_.output / "search.json", "evaluate");
+    const PrepareOptions written{.mtp = parse_mtp(recipe_.calibrate.mtp), .sources = {.statistics = statistics_folder()}};
+    texts_.emplace(session_, model_, recipe_.evaluate, recipe_.output / "search.json", "evaluate", written);
     texts_->choose_plans_per_pass(recipe_.search.plans_per_pass);
-    if (recipe_.test) test_.emplace(session_, model_, *recipe_.test, recipe_.output / "test.json", "test");
+    if (recipe_.test) test_.emplace(session_, model_, *recipe_.test, recipe_.output / "test.json", "test", written);
   }
 
   void execute() {
@@ -83,7 +84,7 @@ class Search {
                              {.measure = [&](std::span<const Candidate> request) { return measure(request); },
                               .exact_match = [&](const Candidate& c) {
                                 const Plan plan = plan_of(c);
-                                return texts_->exact_match(&plan, statistics_folder());
+                                return texts_->exact_match(&plan);
                               }});
     report();
   }
@@ -152,7 +153,7 @@ class Search {
   std::vector<LossSums> losses(const std::vector<const SearchSize*>& sizes) {
     std::vector<Measurements::MakePlan> plans;
     for (const SearchSize* size : sizes) plans.emplace_back([this, size] { return planner_->plan(*size); });
-    return texts_->losses(plans, statistics_folder());
+    return texts_->losses(plans);
   }
 
   std::vector<Quality> measure(std::span<const Candidate> request) {
@@ -233,8 +234,8 @@ class Search {
       pick = plan_of(*found_.pick);
       write_plan(recipe_.output / "plan.json", *pick);
       if (recipe_.evaluate.exact_match) {
-        found_.exact_match[*found_.pick] = texts_->exact_match(&*pick, statistics_folder());
-        json["whole"]["exact_match"] = texts_->exact_match(nullptr, {});
+        found_.exact_match[*found_.pick] = texts_->exact_match(&*pick);
+        json["whole"]["exact_match"] = texts_->exact_match(nullptr);
       }
       json["pick"] = candidate_json(*found_.pick);
       json["pick"]["plan"] = (recipe_.output / "plan.json").string();
@@ -271,12 +272,12 @@ class Search {
   /// The pick and the whole model on text that the pick was not chosen by.
   Json measure_test(const Plan& pick) {
     const std::vector<Measurements::MakePlan> plans{[&] { return pick; }};
-    const LossSums sums = test_->losses(plans, statistics_folder()).front();
+    const LossSums sums = test_->losses(plans).front();
     Json json{{"whole", loss_json(test_->whole(), false)}, {"pick", loss_json(sums, true)}};
     json["pick"]["loss_increase"] = test_->quality(sums).loss_increase;
     if (recipe_.test->exact_match) {
-      json["whole"]["exact_match"] = test_->exact_match(nullptr, {});
-      json["pick"]["exact_match"] = test_->exact_match(&pick, statistics_folder());
+      json["whole"]["exact_match"] = test_->exact_match(nullptr);
+      json["pick"]["exact_match"] = test_->exact_match(&pick);
     }
     return json;
   }

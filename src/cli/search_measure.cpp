@@ -8,7 +8,6 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
-#include "moetrim/export.h"
 #include "moetrim/json_fields.h"
 
 namespace moetrim::cli {
@@ -65,8 +64,8 @@ Json key_of(const Model& model, const EvaluateFlags& flags, const std::vector<Ta
 }  // namespace
 
 Measurements::Measurements(const Session& session, const Model& model, const EvaluateFlags& flags, const fs::path& file,
-                           const std::string& label)
-    : session_(session), model_(model), flags_(flags), file_(file), label_(label) {
+                           const std::string& label, PrepareOptions written)
+    : session_(session), model_(model), flags_(flags), file_(file), label_(label), written_(std::move(written)) {
   const fs::path folder = model.checkpoint->folder();
   tasks_ = read_tasks(flags.task, folder, flags.task.task_options(model.vocabulary));
   if (flags.exact_match) prompts_ = flags.prompts(folder, model.vocabulary);
@@ -120,7 +119,7 @@ void Measurements::remember() {
   write_file_atomically(file_, json.dump(1) + "\n");
 }
 
-std::vector<LossSums> Measurements::losses(std::span<const MakePlan> plans, const fs::path& statistics) {
+std::vector<LossSums> Measurements::losses(std::span<const MakePlan> plans) {
   std::vector<std::string> digests;
   std::vector<Plan> pending;                 // of one pass: plans are large
   std::vector<std::string> pending_digests;
@@ -134,7 +133,7 @@ std::vector<LossSums> Measurements::losses(std::span<const MakePlan> plans, cons
     digests.push_back(plan_digest(plan));
     if (!seen_.insert(digests.back()).second) continue;
     if (changes_values(plan)) {
-      pass_of_written(plan, digests.back(), statistics);
+      pass_of_written(plan, digests.back());
       continue;
     }
     pending.push_back(std::move(plan));
@@ -170,10 +169,9 @@ void Measurements::pass(const std::vector<Plan>& plans, const std::vector<std::s
 }
 
 template <class Use>
-void Measurements::with_written(const Plan& plan, const fs::path& statistics, Use use) {
+void Measurements::with_written(const Plan& plan, Use use) {
   const fs::path folder = file_.parent_path() / "candidate";
-  const PrepareOptions prepare{.sources = {.statistics = statistics}};
-  const ExportRequest request = prepare_export(model_, plan, kVersion, prepare);
+  const ExportRequest request = prepare_export(model_, plan, kVersion, written_);
   export_checkpoint(*model_.checkpoint, request, folder, {.overwrite = true}, [](const ExportProgress&) { stop_if_requested(); });
   {
     const Checkpoint checkpoint = Checkpoint::open(folder);
@@ -182,14 +180,14 @@ void Measurements::with_written(const Plan& plan, const fs::path& statistics, Us
   fs::remove_all(folder);
 }
 
-void Measurements::pass_of_written(const Plan& plan, const std::string& digest, const fs::path& statistics) {
+void Measurements::pass_of_written(const Plan& plan, const std::string& digest) {
   const int groups = estimate_evaluation(model_, tasks_, options(), std::size_t{0}, &model_).groups;
   passes_ += groups;
   if (sums_.contains(digest)) {
     remembered_passes_ += groups;
     return;
   }
-  with_written(plan, statistics, [&](const Model& written) {
+  with_written(plan, [&](const Model& written) {
     const auto tasks = evaluate(written, tasks_, flags_.task.count_value(), options(), {}, &model_);
     set_whole(over_tasks(tasks, [](const EvaluateTask& task) {
       return LossSums{.tokens = task.against->tokens, .loss = task.against->loss};
@@ -207,7 +205,7 @@ Quality Measurements::quality(const LossSums& sums) const {
           .loss_increase = sums.loss / static_cast<double>(sums.tokens) - base.loss / static_cast<double>(base.tokens)};
 }
 
-double Measurements::exact_match(const Plan* plan, const fs::path& statistics) {
+double Measurements::exact_match(const Plan* plan) {
   const std::string digest = plan == nullptr ? kWhole : plan_digest(*plan);
   if (asked_.insert(digest).second) ++generations_;
   if (const auto known = answers_.find(digest); known != answers_.end()) return known->second;
@@ -220,7 +218,7 @@ double Measurements::exact_match(const Plan* plan, const fs::path& statistics) {
     answers_[digest] = static_cast<double>(match.correct) / static_cast<double>(match.samples);
   };
   if (plan != nullptr && changes_values(*plan)) {
-    with_written(*plan, statistics, [&](const Model& written) { measure(written, nullptr); });
+    with_written(*plan, [&](const Model& written) { measure(written, nullptr); });
   } else {
     measure(model_, plan);
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cli/stages.h"
+#include "moetrim/export.h"
 #include "moetrim/search.h"
 
 namespace moetrim::cli {
@@ -22,8 +23,9 @@ class Measurements {
 
   /// @param file   that remembers; what was measured of another checkpoint, text or way of computing is forgotten
   /// @param label  of the progress line
+  /// @param written  how plans that change values are written
   Measurements(const Session& session, const Model& model, const EvaluateFlags& flags, const std::filesystem::path& file,
-               const std::string& label);
+               const std::string& label, PrepareOptions written);
 
   /// Plans that share a pass: of up to `most` (0: 16) the number that makes the fewest passes for each.
   void choose_plans_per_pass(int most);
@@ -33,12 +35,12 @@ class Measurements {
   /// Sums over all tasks, in passes of plans_per_pass() plans. Plans that change values are written beside the file first and
   /// measured one by one, against the whole model.
   /// @throws Interrupted: the passes before are remembered
-  std::vector<LossSums> losses(std::span<const MakePlan> plans, const std::filesystem::path& statistics);
+  std::vector<LossSums> losses(std::span<const MakePlan> plans);
   /// Of the whole model, once any plan was measured.
   const LossSums& whole() const { return whole_.value(); }
   Quality quality(const LossSums& sums) const;
   /// Share of right answers, by generating them; once any plan was measured. @param plan  null: of the whole model
-  double exact_match(const Plan* plan, const std::filesystem::path& statistics);
+  double exact_match(const Plan* plan);
 
   /// Of this search, whether they were done now or before: passes over the weights, different plans, and generations.
   int passes() const { return passes_; }
@@ -53,9 +55,9 @@ class Measurements {
   void set_whole(const LossSums& sums);
   void remember();
   void pass(const std::vector<Plan>& plans, const std::vector<std::string>& digests);
-  void pass_of_written(const Plan& plan, const std::string& digest, const std::filesystem::path& statistics);
+  void pass_of_written(const Plan& plan, const std::string& digest);
   template <class Use>
-  void with_written(const Plan& plan, const std::filesystem::path& statistics, Use use);
+  void with_written(const Plan& plan, Use use);
   EvaluateOptions options() const;
 
   const Session& session_;
@@ -63,6 +65,7 @@ class Measurements {
   const EvaluateFlags& flags_;
   std::filesystem::path file_;
   std::string label_;
+  PrepareOptions written_;
   std::vector<Task> tasks_, prompts_;
   nlohmann::ordered_json key_;
   std::optional<LossSums> whole_;
