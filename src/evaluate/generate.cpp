@@ -204,11 +204,7 @@ class Generator {
     std::int64_t at = -1;
     for (const auto length : step.lengths) last.push_back(at += length);
     const at::Tensor rows = step.hidden.index_select(0, at::tensor(last, at::kLong).to(device_));
-    at::Tensor normed = at::empty(rows.sizes(), rows.options().dtype(numerics_.tile()));
-    kernels::norm_rows(numerics_, rows, head_.final_norm, normed);
-    at::Tensor logits = at::empty({rows.size(0), model_.vocabulary}, normed.options());
-    project_to_vocabulary(model_, numerics_, head_, normed, logits);
-    const at::Tensor best = logits.argmax(-1).cpu();
+    const at::Tensor best = project_to_vocabulary(model_, numerics_, head_, rows, pool_).argmax(-1).cpu();
     std::vector<Answer*> going_on;
     for (std::size_t i = 0; i < step.answers.size(); ++i) {
       Answer& answer = *step.answers[i];

@@ -388,20 +388,8 @@ at::Tensor Forward::logits(const at::Tensor& hidden, std::span<const std::int64_
   State& s = *state_;
   const c10::InferenceMode no_autograd;
   if (!s.head.head.defined()) s.head = load_head(s.model, s.numerics, s.device);
-  const auto count = static_cast<std::int64_t>(rows.size());
   const at::Tensor index = at::tensor(at::IntArrayRef(rows.data(), rows.size()), at::kLong).to(s.device);
-  const at::Tensor x = hidden.index_select(0, index);
-  at::Tensor out = at::empty({count, s.model.vocabulary}, at::TensorOptions().dtype(s.numerics.tile()).device(s.device));
-  constexpr std::int64_t kRows = 64;
-  s.pool.run((count + kRows - 1) / kRows, [&](std::int64_t block, int) {
-    const auto begin = block * kRows;
-    const auto n = std::min(kRows, count - begin);
-    at::Tensor normed = at::empty({n, s.model.hidden}, out.options());
-    kernels::norm_rows(s.numerics, x.narrow(0, begin, n), s.head.final_norm, normed);
-    at::Tensor part = out.narrow(0, begin, n);
-    project_to_vocabulary(s.model, s.numerics, s.head, normed, part);
-  });
-  return out.to(s.numerics.wide());
+  return project_to_vocabulary(s.model, s.numerics, s.head, hidden.index_select(0, index), s.pool).to(s.numerics.wide());
 }
 
 std::uint64_t Forward::bytes_per_token(const Model& model, Precision precision) {

@@ -2,6 +2,7 @@
 
 #include "forward/output_head.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 
@@ -46,13 +47,31 @@ HeadWeights load_head(const Model& model, const Numerics& numerics, const at::De
   return out;
 }
 
-void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
-                           at::Tensor& out) {
-  kernels::multiply(normed, head.head, out, head.bias);
-  kernels::round_product(numerics, out);
-  if (model.logit_scale == 1.0) return;
-  out.mul_(model.logit_scale);
-  kernels::round_product(numerics, out);
+at::Tensor project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& hidden,
+                                 ThreadPool& pool) {
+  const auto rows = hidden.size(0);
+  const auto tile = hidden.options().dtype(numerics.tile());
+  at::Tensor normed = at::empty(hidden.sizes(), tile);
+  kernels::norm_rows(numerics, hidden, head.final_norm, normed);
+  at::Tensor out = at::empty({rows, model.vocabulary}, tile);
+  const std::int64_t together = hidden.is_cpu() ? 1024 : model.vocabulary;
+  pool.run((model.vocabulary + together - 1) / together, [&](std::int64_t part, int) {
+    const auto begin = part * together;
+    const auto count = std::min(together, model.vocabulary - begin);
+    at::Tensor columns = out.narrow(1, begin, count);
+    kernels::multiply(normed, head.head.narrow(0, begin, count), columns,
+                      head.bias.defined() ? head.bias.narrow(0, begin, count) : head.bias);
+  });
+  const std::int64_t rows_together = hidden.is_cpu() ? 8 : std::max<std::int64_t>(rows, 1);
+  pool.run((rows + rows_together - 1) / rows_together, [&](std::int64_t part, int) {
+    const auto begin = part * rows_together;
+    at::Tensor products = out.narrow(0, begin, std::min(rows_together, rows - begin));
+    kernels::round_product(numerics, products);
+    if (model.logit_scale == 1.0) return;
+    products.mul_(model.logit_scale);
+    kernels::round_product(numerics, products);
+  });
+  return out;
 }
 
 namespace {

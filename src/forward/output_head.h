@@ -7,6 +7,7 @@
 
 #include "forward/kernels.h"
 #include "forward/numerics.h"
+#include "forward/thread_pool.h"
 #include "moetrim/family.h"
 
 namespace moetrim {
@@ -19,9 +20,10 @@ struct HeadWeights {
 
 HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device);
 
-/// Normalised rows [n, H] tile to logits [n, V] tile.
-void project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& normed,
-                           at::Tensor& out);
+/// Hidden states [n, H] stored that have passed all layers to logits [n, V] tile. Threads share the vocabulary, so that few rows
+/// keep all of them busy too.
+at::Tensor project_to_vocabulary(const Model& model, const Numerics& numerics, const HeadWeights& head, const at::Tensor& hidden,
+                                 ThreadPool& pool);
 
 /// Rows of the embedding table for these tokens, [T, H] stored, scaled. Reads only rows that occur, in the order of the file.
 /// @param time  the bytes are added to it, when given

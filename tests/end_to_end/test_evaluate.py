@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import models
-from program import moetrim_json, write_task
+from program import moetrim, moetrim_json, write_task
 
 IDS = models.sequences(21, [19, 44, 31])
 
@@ -47,3 +47,34 @@ def test_counted_tokens(tmp_path):
     starts = np.cumsum([0] + [len(s) - 1 for s in IDS])
     rows = np.concatenate([np.arange(starts[i], starts[i] + 4) for i in range(3)])
     assert losses["prompt"]["loss"] == pytest.approx(-p[rows, targets[rows]].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_plans_share_the_layers_before_they_differ(family, tmp_path):
+    """All in one pass is each alone, and a plan that goes on from another one's states is the checkpoint written for it."""
+    models.make(tmp_path / "m", family, num_hidden_layers=4)
+    write_task(tmp_path / "t.jsonl", IDS)
+    arguments = ["--task", tmp_path / "t.jsonl", "--dtype", "fp32"]
+    moetrim("calibrate", tmp_path / "m", *arguments, "-o", tmp_path / "s.stats")
+    config = models.config_of(family)
+    for name, method, keep in [("a", "reap", models.two_thirds(config)), ("r", "random", models.two_thirds(config)),
+                               ("all", "reap", models.groups_of(config)[0])]:
+        moetrim("plan", tmp_path / "s.stats", "--method", method, "--keep", keep, "-o", tmp_path / f"{name}.json")
+    a, r = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ar")
+    assert a["layers"][-1]["keep"] != r["layers"][-1]["keep"]
+    (tmp_path / "late.json").write_text(json.dumps({**a, "layers": [*a["layers"][:-1], r["layers"][-1]]}))
+    names = ["r", "late", "all", "a", "late"]
+    plans = [option for name in names for option in ("--plan", tmp_path / f"{name}.json")]
+    together = moetrim_json("evaluate", tmp_path / "m", *plans, *arguments)
+    for name, plan in zip(names, together["plans"]):
+        assert [plan] == moetrim_json("evaluate", tmp_path / "m", "--plan", tmp_path / f"{name}.json", *arguments)["plans"]
+    unchanged = together["plans"][2]
+    assert (unchanged["loss"], unchanged["kl"], unchanged["top1_agreement"]) == (together["loss"], 0, 1)
+    moetrim("rewrite", tmp_path / "m", "--plan", tmp_path / "late.json", "-o", tmp_path / "late")
+    written = moetrim_json("evaluate", tmp_path / "late", "--against", tmp_path / "m", *arguments)
+    for key in ("loss", "kl", "top1_agreement"):
+        assert together["plans"][1][key] == pytest.approx(written[key], rel=1e-5)
+    # Of four layers: the model 4; r, late and a from the first MoE layer on, two of which share all but the last.
+    dense = a["layers"][0]["layer"]
+    copies = moetrim_json("evaluate", tmp_path / "m", *plans, *arguments, "--dry-run")["copies"]
+    assert copies == (4 + 2 * (4 - dense) + 1) / 4
