@@ -146,7 +146,8 @@ std::vector<std::string> width_warnings(const Model& model, const Slimming& slim
   std::vector<std::string> out;
   if (slimming.listed()) {
     out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so they are "
-                              "listed and {} reads the list.", slimming.why, kSlimFile));
+                              "listed and {} reads the list.{}", slimming.why, kSlimFile,
+                              slimming.by_layer ? " For any other runtime make a plan with the same number in every layer (plan --keep)." : ""));
   }
   if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
     out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json "

@@ -82,7 +82,7 @@ TEST_CASE("numbers by layer survive the plan file, and broken ones are refused",
       {[](Json& j) { j["counts"] = "equal"; }, "counts"},
       {[](Json& j) {
          j["keep"] = 2;
-         for (Json& layer : j["layers"]) layer["keep"] = {0, 1};
+         for (Json& layer : j["layers"]) layer.update({{"keep", {0, 1}}, {"unseen_kept", 2}});
        },
        "counts: every layer keeps the same number"},
   };
