@@ -8,17 +8,19 @@ task; exact match is of the first --samples of them. Cells are exact match in pe
 """
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MOETRIM = Path(os.environ.get("MOETRIM_BUILD", ROOT / "build")) / "moetrim"
 MODEL = ROOT / "demo/model"
 TASKS = ["arithmetic", "brackets", "calendar", "lookup", "sorting", "text"]
 
 
 def moetrim(*arguments):
-    done = subprocess.run([ROOT / "build/moetrim", *map(str, arguments), "--json", "--quiet"], capture_output=True, text=True)
+    done = subprocess.run([MOETRIM, *map(str, arguments), "--json", "--quiet"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)
