@@ -30,7 +30,7 @@ std::string describe(const Plan& plan) {
   for (const auto& entry : done.at("experts")) {
     text += fmt::format("layer {:3}  {}\n", entry.at("layer").get<int>(), entry.at("experts").dump());
   }
-  return text + fmt::format("{} of {} experts stay in each of {} layers\n", plan.keep, plan.experts, plan.layers.size());
+  return text + fmt::format("{} of {} experts stay in each of {} layers\n", keep_text(plan), plan.experts, plan.layers.size());
 }
 
 void run_switch(const Session& session, const Flags& flags) {

@@ -47,6 +47,13 @@ TEST_CASE("a plan that does not fit the model is refused with what is wrong", "[
     plan.layers[1].keep = {0, 1};
     expected = "layer 1 keeps 2 experts, expected 3";
   }
+  SECTION("fewer than a token needs, in a layer with its own number") {
+    plan.counts = LayerCounts::listed;
+    plan.layers[1].keep = {0, 1};
+    CHECK_NOTHROW(check_plan(model, plan, fingerprint));
+    plan.layers[1].keep = {0};
+    expected = "a token is routed to 2";
+  }
   SECTION("id out of range") {
     plan.layers[1].keep = {0, 1, 7};
     expected = "layer 1 keeps expert 7, expected 0 to 6";

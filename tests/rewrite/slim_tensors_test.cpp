@@ -354,7 +354,16 @@ TEST_CASE("a list of widths in config.json is believed only when it can be meant
   REQUIRE(good);
   CHECK(good->input_first);
   CHECK(good->widths == std::map<int, std::vector<std::int64_t>>{{1, {7, 7}}, {3, {5, 0}}});
+  const auto by_layer = read(R"({"moetrim_slim": {"version": 1, "experts": {"3": 5, "1": 7}}})");
+  REQUIRE(by_layer);
+  CHECK(by_layer->experts == std::map<int, std::int64_t>{{1, 7}, {3, 5}});
+  CHECK(by_layer->widths.empty());
   for (const char* bad : {R"({"moetrim_slim": 3})",
+                          R"({"moetrim_slim": {"version": 1, "experts": {}}})",
+                          R"({"moetrim_slim": {"version": 1, "experts": {"0": 0}}})",
+                          R"({"moetrim_slim": {"version": 1, "experts": {"0": 1.5}}})",
+                          R"({"moetrim_slim": {"version": 1, "experts": {"x": 1}}})",
+                          R"({"moetrim_slim": {"version": 1, "experts": {"0": 1}, "widths": {"0": [1]}}})",
                           R"({"moetrim_slim": {"version": 2, "input_first": true, "widths": {"0": [1]}}})",
                           R"({"moetrim_slim": {"version": 1, "widths": {"0": [1]}}})",
                           R"({"moetrim_slim": {"version": 1, "input_first": false, "widths": {}}})",
