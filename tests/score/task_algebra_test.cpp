@@ -4,6 +4,7 @@
 #include "testing.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -98,6 +99,21 @@ TEST_CASE("weighted sums and dropped tasks, by hand", "[score][tasks]") {
   CHECK(kept.tasks == std::vector<std::string>{"a"});
   CHECK(kept.source.at("drop")[0].at("tasks")[0].at("name") == "b");
   CHECK(kept.source.at("drop")[0].at("lambda") == 0.5);
+}
+
+TEST_CASE("a task is dropped from atomic experts over all layers together", "[score][tasks]") {
+  const auto tasks = score_each(given::random_second_order(2, 4, 3, 2), MethodMix::parse("heapr"), {});
+  const std::vector<double> half{0.5};
+  const Scores kept = without(tasks[0], std::span(tasks).subspan(1), half);
+  std::array<double, 2> sums{};
+  for (std::size_t t = 0; t < 2; ++t) {
+    for (const auto& layer : tasks[t].values) sums[t] = std::accumulate(layer.begin(), layer.end(), sums[t]);
+  }
+  for (std::size_t l = 0; l < 2; ++l) {
+    for (std::size_t i = 0; i < kept.values[l].size(); ++i) {
+      CHECK(kept.values[l][i] == testing::Approx(tasks[0].values[l][i] / sums[0] - 0.5 * tasks[1].values[l][i] / sums[1]));
+    }
+  }
 }
 
 TEST_CASE("a weighted sum of tasks is what score() gives for them", "[score][tasks]") {
