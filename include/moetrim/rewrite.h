@@ -189,8 +189,9 @@ std::vector<OutputTensor> plan_tensors(const Model& model, const Plan& plan, Mtp
 /// `text_config`), none is added, and lists of modules in `quantization_config` follow the new expert numbers.
 /// A plan with `regroup` sets the group counts to 1, a plan with `correct_drift` the routed scaling factor, and dropped
 /// multi-token-prediction blocks their count to 0. Where layers keep different numbers of experts, those keys have the
-/// largest. Numbers and widths that are listed go to "moetrim_slim", and "auto_map" names the class that reads them (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order
-/// and all other values stay. Expects a plan that check_plan accepts.
+/// largest. Numbers and widths that are listed go to "moetrim_slim", and "auto_map" names the class that reads them
+/// (kSlimFile); other entries of "auto_map" would bring a config of another class, and go. Key order and all other values
+/// stay. Expects a plan that check_plan accepts.
 /// @throws InvalidInput when a list names single experts in a way that cannot be renumbered.
 inline constexpr std::string_view kSlimFile = "modeling_moetrim.py";
 nlohmann::ordered_json rewrite_config(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune, const RewriteSources& sources = {});

@@ -118,7 +118,8 @@ std::string range_text(std::int64_t least, std::int64_t most) {
   return least == most ? std::to_string(most) : fmt::format("{} to {}", least, most);
 }
 
-/// A checkpoint whose config.json lists the width of every expert, or their number in every layer; only its own class computes it.
+/// A checkpoint whose config.json lists the width of every expert, or their number in every layer, which only its own class
+/// computes.
 void inspect_slim(const Session& session, const Checkpoint& checkpoint, const SlimWidths& slim) {
   std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = 0, sum = 0, count = 0;
   nlohmann::ordered_json widths = nlohmann::ordered_json::object();
@@ -147,8 +148,11 @@ void inspect_slim(const Session& session, const Checkpoint& checkpoint, const Sl
   const auto named = checkpoint.config().find("model_type");
   const std::string type = named != checkpoint.config().end() && named->is_string() ? named->get<std::string>() : "unknown";
   const int layers = count_numbered(checkpoint, "layers.");
-  const std::string of_widths = slim.widths.empty() ? "" : fmt::format(" of widths {} to {}, mean {:.1f}", least, most,
-                                                                       static_cast<double>(sum) / static_cast<double>(count));
+  std::string of_widths;
+  if (count > 0) {
+    const double mean = static_cast<double>(sum) / static_cast<double>(count);
+    of_widths = fmt::format(" of widths {} to {}, mean {:.1f}", least, most, mean);
+  }
   session.print({{"family", type}, {"layers", layers}, {"moe_layers", counts.size()}, {"experts", greatest->second},
                  {"layout", "slim"}, {"experts_by_layer", std::move(by_layer)}, {"expert_widths", std::move(widths)},
                  {"total_bytes", checkpoint.total_bytes()}, {"bytes", {{"experts", expert_bytes}}},

@@ -352,7 +352,8 @@ std::string describe_merging(const Plan& plan) {
 
 /// "keeps 16 of 32 experts in each of 24 layers".
 std::string describe_keep(const Plan& plan) {
-  std::string text = fmt::format("keeps {} of {} experts in each of {} layers", keep_text(plan), plan.experts, plan.layers.size());
+  std::string text =
+      fmt::format("keeps {} of {} experts in each of {} layers", keep_text(plan), plan.experts, plan.layers.size());
   return plan.counts == LayerCounts::listed ? text + fmt::format(", {} in all", kept_experts(plan)) : text;
 }
 

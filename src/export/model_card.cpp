@@ -154,7 +154,8 @@ vllm serve FOLDER
 constexpr std::string_view kLoadingListed = R"(## Loading
 
 `config.json` lists the experts' widths, their number in every layer, or which rows of the router share an expert, and
-`modeling_moetrim.py`, in this folder, reads the list. transformers 5 loads it when it may run that file; other runtimes do not know the architecture.
+`modeling_moetrim.py`, in this folder, reads the list. transformers 5 loads it when it may run that file; other runtimes do not
+know the architecture.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -255,8 +256,8 @@ std::string what_was_removed(const Plan& plan, const std::optional<WidthFacts>& 
     out = fmt::format("Experts of every MoE layer were repeated, with their router rows: {} of {}. ", plan.keep, plan.experts);
   } else if (plan.counts == LayerCounts::listed) {
     const std::int64_t before = static_cast<std::int64_t>(plan.layers.size()) * plan.experts;
-    out = fmt::format("{} of {} experts of all MoE layers together were removed, and the router's rows with them; {} stay in a layer. ",
-                      before - kept_experts(plan), before, keep_text(plan));
+    out = fmt::format("{} of {} experts of all MoE layers together were removed, and the router's rows with them; {} stay in a "
+                      "layer. ", before - kept_experts(plan), before, keep_text(plan));
   } else if (plan.keep < plan.experts || (!widths && !changes_values(plan))) {
     out = fmt::format("{} of {} experts of every MoE layer were removed, and the router's rows with them. ",
                       plan.experts - plan.keep, plan.experts);

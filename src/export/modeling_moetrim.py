@@ -1,12 +1,13 @@
-"""Experts of different widths or numbers, and merged ones, for transformers 5 (trust_remote_code=True). moetrim writes this file beside them.
+"""Experts of different widths or numbers, and merged ones, for transformers 5 (trust_remote_code=True).
 
-`moetrim_slim` in config.json may list, by layer, the number of `experts` and the width of every expert. Layers with a number of
-their own have as many experts, and rows of the router; the keys of config.json that `count_keys` names have the largest. Layers
-with `widths` have parameters for each expert, as wide as listed: `experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and
-`slim_gate_bias.N`, `slim_up_bias.N` and `slim_down_bias.N` where the architecture has biases. Where `map` lists an expert for every row of the router, rows share merged
-experts. Where `low_rank` lists numbers of rows for an expert, each of its matrices [outputs, inputs] is `slim_gate_left.N` times
-`slim_gate_right.N`, but for the outputs `slim_gate_row_ids.N`, whose rows are `slim_gate_rows.N`. All else is the class that
-transformers has for the architecture.
+moetrim writes this file beside them. `moetrim_slim` in config.json may list, by layer, the number of `experts` and the width of
+every expert. Layers with a number of their own have as many experts, and rows of the router; the keys of config.json that
+`count_keys` names have the largest. Layers with `widths` have parameters for each expert, as wide as listed:
+`experts.slim_gate.N`, `slim_up.N` and `slim_down.N`, and `slim_gate_bias.N`, `slim_up_bias.N` and `slim_down_bias.N` where the
+architecture has biases. Where `map` lists an expert for every row of the router, rows share merged experts. Where `low_rank`
+lists numbers of rows for an expert, each of its matrices [outputs, inputs] is `slim_gate_left.N` times `slim_gate_right.N`, but
+for the outputs `slim_gate_row_ids.N`, whose rows are `slim_gate_rows.N`. All else is the class that transformers has for the
+architecture.
 """
 import copy
 import inspect
@@ -126,8 +127,8 @@ class SlimExperts(nn.Module):
 def with_experts(block: nn.Module, config, keys: list[str], count: int, layer: int) -> nn.Module:
     """A block like this one, router and all, with another number of experts.
 
-    It is built from a copy of the model's config in which `keys`, which count experts, say so. What is switched while the model
-    runs, such as the implementation of experts, is then read from the model's own config, as in all other layers.
+    It is built from a copy of the model's config in which `keys`, which count experts, say so. What is switched while the
+    model runs, such as the implementation of experts, is then read from the model's own config, as in all other layers.
     """
     own = copy.deepcopy(config)
     for key in keys:

@@ -213,9 +213,9 @@ Model describe(const Checkpoint& checkpoint) {
   model.family = &known_family(whole);
   model.checkpoint = &checkpoint;
   if (whole.has("moetrim_slim")) {
-    throw InvalidInput(fmt::format("{}: the experts have different widths or differ in number by layer, or are shared by rows of the router (moetrim_slim), "
-                                   "which transformers computes and moetrim does not; take the checkpoint that this one was made from, and evaluate it with "
-                                   "--plan", whole.where()));
+    throw InvalidInput(fmt::format("{}: the experts have different widths or differ in number by layer, or are shared by rows of "
+                                   "the router (moetrim_slim), which transformers computes and moetrim does not; take the "
+                                   "checkpoint that this one was made from, and evaluate it with --plan", whole.where()));
   }
   model.quantisation = read_quantisation(checkpoint.config(), whole.where());
   const ConfigReader config = language_model(whole, model);

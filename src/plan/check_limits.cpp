@@ -36,8 +36,8 @@ void check_atom_limits(const PlanRequest& request, std::string_view method, bool
     throw UsageError(fmt::format("align {} and atom-blocks {}: one must divide the other", align, blocks));
   }
   if (request.scope == AtomScope::layer && !request.keep_by_layer.empty()) {
-    throw UsageError("scope layer keeps as many atomic experts in every layer, and the layers would keep different numbers of "
-                     "experts; use --scope global or expert");
+    throw UsageError("scope layer keeps as many atomic experts in every layer, and the layers would keep different numbers "
+                     "of experts; use --scope global or expert");
   }
   if ((request.keep.empty() && request.keep_by_layer.empty()) == experts) {
     throw UsageError(fmt::format("{} scores atomic experts; scores of experts are needed with keep, and only then", method));

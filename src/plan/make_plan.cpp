@@ -1,5 +1,5 @@
-// Scores, a budget and protection to a plan: as many experts in every MoE layer, or what was listed, and in every group of it; then,
-// with scores of atomic experts, what stays of each.
+// Scores, a budget and protection to a plan: as many experts in every MoE layer, or what was listed, and in every group of it;
+// then, with scores of atomic experts, what stays of each.
 #include <algorithm>
 #include <iterator>
 #include <map>
@@ -72,8 +72,8 @@ std::vector<int> listed_counts(const StatisticsManifest& manifest, const PlanReq
                                const std::vector<ProtectedCount>& crowds) {
   const auto& layers = manifest.moe_layers;
   if (request.keep_by_layer.size() != layers.size()) {
-    throw InvalidInput(fmt::format("keep by layer: {} numbers for {} MoE layers; give one for each", request.keep_by_layer.size(),
-                                   layers.size()));
+    throw InvalidInput(fmt::format("keep by layer: {} numbers for {} MoE layers; give one for each",
+                                   request.keep_by_layer.size(), layers.size()));
   }
   const RouterLimits limits = router_limits(manifest);
   for (std::size_t l = 0; l < layers.size(); ++l) {
@@ -105,8 +105,8 @@ void check_bytes(const StatisticsManifest& manifest, const PlanRequest& request,
   if (request.keep_by_layer.empty() || !request.budget_bytes) return;
   const std::int64_t bytes = expected_bytes(manifest, dropped_experts(plan), 0);
   if (bytes_fit(bytes, *request.budget_bytes)) return;
-  throw InvalidInput(fmt::format("budget-bytes {} is below the {} of a checkpoint with so many experts; list fewer", *request.budget_bytes,
-                                 bytes));
+  throw InvalidInput(fmt::format("budget-bytes {} is below the {} of a checkpoint with so many experts; list fewer",
+                                 *request.budget_bytes, bytes));
 }
 
 nlohmann::ordered_json rounding_of(const Plan& plan, double ratio, const LegalCounts& counts) {

@@ -44,7 +44,9 @@ RouterLimits limits_of(const Plan& plan) {
 void check_count(const JsonFields& fields, const Plan& plan, const PlanLayer& layer) {
   if (plan.counts == LayerCounts::equal) return check_slots(fields, plan, layer);
   const int count = static_cast<int>(layer.keep.size());
-  if (count > plan.keep) fields.fail("keep", fmt::format("expected at most {} experts as in the plan's keep, got {}", plan.keep, count));
+  if (count > plan.keep) {
+    fields.fail("keep", fmt::format("expected at most {} experts as in the plan's keep, got {}", plan.keep, count));
+  }
   const RouterLimits limits = limits_of(plan);
   const std::string problem = keep_problem(limits, legal_counts(limits, plan.regroup), count);
   if (!problem.empty()) fields.fail("keep", fmt::format("{} experts do not work: {}", count, problem));

@@ -31,7 +31,8 @@ std::string keep_text(const Plan& plan) {
 
 void check_equal_counts(const Plan& plan, std::string_view what) {
   if (plan.counts == LayerCounts::equal) return;
-  throw InvalidInput(fmt::format("{}: the plan keeps {} experts, by layer; give every layer the same number", what, keep_text(plan)));
+  throw InvalidInput(fmt::format("{}: the plan keeps {} experts, by layer; give every layer the same number", what,
+                                 keep_text(plan)));
 }
 
 bool changes_values(const Plan& plan) {

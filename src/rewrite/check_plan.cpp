@@ -104,7 +104,9 @@ void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
   // One count in config.json serves all layers: others could not be loaded, but for those that the plan lists as such.
   const auto rows = static_cast<int>(router_rows(plan, layer).size());
   if (plan.counts == LayerCounts::listed) {
-    if (rows > plan.keep) refuse(model, fmt::format("layer {} keeps {} experts, expected at most {}", layer.layer, rows, plan.keep));
+    if (rows > plan.keep) {
+      refuse(model, fmt::format("layer {} keeps {} experts, expected at most {}", layer.layer, rows, plan.keep));
+    }
     legal_keep(limits_after(model, plan), {.experts = rows, .ratio = {}}, plan.regroup);
   } else if (rows != plan.keep) {
     refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, rows, plan.keep));

@@ -97,7 +97,9 @@ int largest_count(const Model& model, const Plan& plan, Mtp mtp) {
 
 void list_counts(nlohmann::ordered_json& slim, const Model& model, const Plan& plan, Mtp mtp) {
   slim["count_keys"] = model.family->expert_count_keys;
-  for (const PlanLayer* layer : written_layers(model, plan, mtp)) slim["experts"][std::to_string(layer->layer)] = layer->keep.size();
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) {
+    slim["experts"][std::to_string(layer->layer)] = layer->keep.size();
+  }
 }
 
 void list_widths(nlohmann::ordered_json& slim, const Model& model, const Plan& plan, Mtp mtp, const Slimming& slimming) {
@@ -146,8 +148,10 @@ std::vector<std::string> width_warnings(const Model& model, const Slimming& slim
   std::vector<std::string> out;
   if (slimming.listed()) {
     out.push_back(fmt::format("Only transformers 5 with trust_remote_code=True loads the result: {}, so they are "
-                              "listed and {} reads the list.{}", slimming.why, kSlimFile,
-                              slimming.by_layer ? " For any other runtime make a plan with the same number in every layer (plan --keep)." : ""));
+                              "listed and {} reads the list.", slimming.why, kSlimFile));
+  }
+  if (slimming.by_layer) {
+    out.back() += " For any other runtime make a plan with the same number in every layer (plan --keep).";
   }
   if (slimming.form == WidthForm::config && slimming.shared_width > model.shared_width) {
     out.push_back(fmt::format("The shared expert grew from width {} to {} by zeros, which change no output: config.json "
@@ -204,8 +208,10 @@ std::optional<SlimWidths> read_slim_widths(const nlohmann::ordered_json& config,
     if (!counts->is_object() || counts->empty()) wrong("expected experts, an object by layer");
     for (const auto& [key, count] : counts->items()) {
       const auto layer = whole_number(key);
-      const bool counts_experts = count.is_number_unsigned() && count.get<std::uint64_t>() >= 1 && count.get<std::uint64_t>() <= kMost;
-      if (!layer || !counts_experts) wrong(fmt::format("experts: expected a number of experts by a layer's number, got {}", in_quotes(key)));
+      const std::uint64_t experts = count.is_number_unsigned() ? count.get<std::uint64_t>() : 0;
+      if (!layer || experts == 0 || experts > kMost) {
+        wrong(fmt::format("experts: expected a number of experts by a layer's number, got {}", in_quotes(key)));
+      }
       out.experts[*layer] = count.get<std::int64_t>();
     }
     if (widths == found->end()) return out;

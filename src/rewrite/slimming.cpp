@@ -167,7 +167,8 @@ Slimming slimming_of(const Model& model, const Plan& plan, Mtp mtp, const Rewrit
   const auto layers = written_layers(model, plan, mtp);
   Slimming out = widths_of(model, plan, mtp, sources, layers);
   if (plan.counts == LayerCounts::equal) return out;
-  const Listed counts{model, layers, "layers keep different numbers of experts", "make a plan that keeps the same number in every layer"};
+  const Listed counts{model, layers, "layers keep different numbers of experts",
+                      "make a plan that keeps the same number in every layer"};
   counts.check_class();
   counts.check_plain();
   out.by_layer = true;

@@ -1,5 +1,5 @@
-// Layers that keep different numbers of experts: every tensor with an expert axis, and every expert that is a tensor of its own,
-// as config.json lists them.
+// Layers that keep different numbers of experts: every tensor with an expert axis, and every expert that is a tensor of its
+// own, as config.json lists them.
 
 #include <algorithm>
 #include <map>
@@ -35,8 +35,9 @@ class Counts {
     for (const auto& [layer, widths] : slim_.widths) {
       const auto listed = slim_.experts.find(layer);
       if (listed != slim_.experts.end() && listed->second == std::ssize(widths)) continue;
-      add_error(findings_, "config.json", fmt::format("moetrim_slim lists {} widths for layer {}, and {} experts", widths.size(), layer,
-                                                      listed == slim_.experts.end() ? 0 : listed->second));
+      const std::int64_t experts = listed == slim_.experts.end() ? 0 : listed->second;
+      add_error(findings_, "config.json", fmt::format("moetrim_slim lists {} widths for layer {}, and {} experts",
+                                                      widths.size(), layer, experts));
     }
   }
 
@@ -65,8 +66,8 @@ class Counts {
 
   void check_length(const Tensor& tensor, std::size_t axis, std::int64_t experts) {
     if (axis < tensor.shape.size() && tensor.shape[axis] == experts) return;
-    add_error(findings_, tensor.name, fmt::format("has shape [{}], expected {} experts by moetrim_slim", fmt::join(tensor.shape, ", "),
-                                                  experts));
+    add_error(findings_, tensor.name, fmt::format("has shape [{}], expected {} experts by moetrim_slim",
+                                                  fmt::join(tensor.shape, ", "), experts));
   }
 
   void check_layer(int layer, std::int64_t experts, const LayerExperts& found) {
@@ -76,8 +77,8 @@ class Counts {
     if (found.numbered.empty()) add_error(findings_, where, "has no experts, and moetrim_slim lists some");
     for (const auto& [role, numbers] : found.numbered) {
       if (std::ssize(numbers) == experts && *numbers.rbegin() == experts - 1) continue;
-      add_error(findings_, where, fmt::format("has {} experts up to number {}, moetrim_slim lists {}", numbers.size(), *numbers.rbegin(),
-                                              experts));
+      add_error(findings_, where, fmt::format("has {} experts up to number {}, moetrim_slim lists {}", numbers.size(),
+                                              *numbers.rbegin(), experts));
       return;
     }
   }
@@ -94,8 +95,11 @@ class Counts {
 void check_counts(const Checkpoint& checkpoint, const SlimWidths& slim, Findings& findings) {
   const auto& config = checkpoint.config();
   const auto type = config.find("model_type");
-  const Family* family = type != config.end() && type->is_string() ? find_family(type->get_ref<const std::string&>()) : nullptr;
-  if (family == nullptr) return add_error(findings, "config.json", "lists experts by layer for a family that moetrim does not know");
+  const bool named = type != config.end() && type->is_string();
+  const Family* family = named ? find_family(type->get_ref<const std::string&>()) : nullptr;
+  if (family == nullptr) {
+    return add_error(findings, "config.json", "lists experts by layer for a family that moetrim does not know");
+  }
   const auto nested = config.find("text_config");
   const auto& text = nested != config.end() && nested->is_object() ? *nested : config;
   const auto layers = text.find("num_hidden_layers");

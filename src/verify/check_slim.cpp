@@ -147,7 +147,7 @@ void check_rows(const SlimWidths& slim, std::int64_t hidden, Findings& findings)
 void check_class(const Checkpoint& checkpoint, Findings& findings) {
   std::error_code ignored;
   if (!std::filesystem::is_regular_file(checkpoint.folder() / kSlimFile, ignored)) {
-    add_error(findings, std::string(kSlimFile), "is missing; transformers reads experts of different widths with it");
+    add_error(findings, std::string(kSlimFile), "is missing; transformers reads experts of different widths or numbers with it");
   }
   const auto classes = checkpoint.config().find("auto_map");
   if (classes == checkpoint.config().end() || !classes->is_object() || !classes->contains("AutoModelForCausalLM")) {
@@ -170,7 +170,8 @@ void check_largest(const Checkpoint& checkpoint, const SlimWidths& slim, Finding
     const std::int64_t experts = whole_number(text, key);
     if (!slim.experts.empty()) {
       if (experts < 0 || experts == largest) continue;
-      add_error(findings, "config.json", fmt::format("moetrim_slim lists up to {} experts a layer, and {} is {}", largest, key, experts));
+      add_error(findings, "config.json", fmt::format("moetrim_slim lists up to {} experts a layer, and {} is {}", largest, key,
+                                                     experts));
       continue;
     }
     for (const auto& [layer, rows] : slim.map.empty() ? slim.widths : slim.map) {

@@ -31,7 +31,8 @@ void check_costs(std::span<const std::vector<double>> costs, std::size_t counts)
       return std::isnan(cost) || cost == -std::numeric_limits<double>::infinity();
     });
     if (sound && of_layer.size() == counts) continue;
-    throw UsageError(fmt::format("allocation: expected {} costs of MoE layer number {}, each a number or infinity", counts, layer));
+    throw UsageError(fmt::format("allocation: expected {} costs of MoE layer number {}, each a number or infinity", counts,
+                                 layer));
   }
 }
 
@@ -39,12 +40,13 @@ void check_costs(std::span<const std::vector<double>> costs, std::size_t counts)
 std::int64_t least_total(std::span<const std::vector<double>> costs, std::span<const int> counts) {
   std::int64_t least = 0;
   for (std::size_t layer = 0; layer < costs.size(); ++layer) {
-    const auto possible = std::find_if(costs[layer].begin(), costs[layer].end(), [](double cost) { return std::isfinite(cost); });
-    if (possible == costs[layer].end()) {
-      throw InvalidInput(fmt::format("allocation: MoE layer number {} can keep none of the {} numbers of experts; offer more numbers",
+    const auto& of_layer = costs[layer];
+    const auto possible = std::find_if(of_layer.begin(), of_layer.end(), [](double cost) { return std::isfinite(cost); });
+    if (possible == of_layer.end()) {
+      throw InvalidInput(fmt::format("allocation: MoE layer number {} can keep none of the {} numbers of experts; offer more",
                                      layer, counts.size()));
     }
-    least += counts[static_cast<std::size_t>(possible - costs[layer].begin())];
+    least += counts[static_cast<std::size_t>(possible - of_layer.begin())];
   }
   return least;
 }
@@ -70,7 +72,8 @@ std::vector<int> allocate(std::span<const std::vector<double>> costs, std::span<
   if (costs.empty()) return {};
   const std::int64_t least = least_total(costs, counts);
   if (total < least) {
-    throw InvalidInput(fmt::format("allocation: {} experts in {} layers are too few; at least {} must stay", total, costs.size(), least));
+    throw InvalidInput(fmt::format("allocation: {} experts in {} layers are too few; at least {} must stay", total,
+                                   costs.size(), least));
   }
   const int unit = common_step(counts);
   const auto layers = static_cast<std::int64_t>(costs.size());
