@@ -52,6 +52,7 @@ class Generator {
         numerics_(Numerics::choose(forward_options_.precision, device_)),
         rotary_(model, numerics_, device_),
         pool_(device_.is_cpu() ? (options.threads > 0 ? options.threads : usable_cores()) : 1),
+        embeddings_(*model.checkpoint, PageCache::use),
         scratch_(static_cast<std::size_t>(pool_.size())),
         context_{model_, numerics_, device_, rotary_} {
     if (options.plan != nullptr) mask_ = mask_of(model, *options.plan);
@@ -137,7 +138,7 @@ class Generator {
       ids.insert(ids.end(), prompts[i].begin(), prompts[i].end());
     }
     for (std::int64_t produced = 0; produced < options_.max_new_tokens && !step.answers.empty(); ++produced) {
-      step.hidden = embed(model_, ids, numerics_).to(device_);
+      step.hidden = embed(model_, ids, numerics_, embeddings_).to(device_);
       for (std::size_t l = 0; l < layers_.size(); ++l) run_layer(l, step);
       choose(step, out);
       ids.clear();
@@ -228,6 +229,7 @@ class Generator {
   const Numerics numerics_;
   RotaryTable rotary_;
   ThreadPool pool_;
+  BlockReader embeddings_;
   std::vector<TileScratch> scratch_;
   const TileContext context_;
   std::vector<ResidentLayer> layers_;

@@ -103,7 +103,10 @@ void Forward::resume(TokenBatch batch, int layer, const at::Tensor& hidden, int 
 }
 
 at::Tensor Forward::State::embedded(const std::vector<std::int32_t>& ids) const {
-  return embed(model, ids, numerics, options.drop_page_cache ? PageCache::bypass : PageCache::use, options.reading);
+  BlockReader reader(*model.checkpoint, options.drop_page_cache ? PageCache::bypass : PageCache::use);
+  at::Tensor states = embed(model, ids, numerics, reader);
+  if (options.reading != nullptr) options.reading->bytes += reader.bytes_read();
+  return states;
 }
 
 void Forward::State::open(TokenBatch tokens, int first, const at::Tensor& states, int stop, LayerPart last_part) {

@@ -91,8 +91,7 @@ std::map<std::int32_t, std::vector<std::int64_t>> places_of(const Model& model, 
 
 }  // namespace
 
-at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics, PageCache cache,
-                 ReadingTime* time) {
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics, BlockReader& reader) {
   const Weight& weight = model[Role::embedding];
   const Tensor& table = *weight.values();
   const std::uint64_t row_bytes = table.size / static_cast<std::uint64_t>(table.shape[0]);
@@ -105,7 +104,6 @@ at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const
   const Weight row_weight{.rule = &one_row, .parts = {&view}};
   const auto places = places_of(model, ids);
   // Only the rows that occur are read: the table of a large vocabulary is bigger than a layer.
-  BlockReader reader(*model.checkpoint, cache);
   std::vector<std::byte> row(row_bytes);
   auto asked = places.begin();
   for (const auto& [id, positions] : places) {
@@ -123,7 +121,6 @@ at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const
     if (model.embedding_scale != 1.0) values = values * model.embedding_scale;
     for (const std::int64_t at : positions) out[at].copy_(values);
   }
-  if (time != nullptr) time->bytes += reader.bytes_read();
   return out;
 }
 

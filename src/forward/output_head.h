@@ -26,9 +26,8 @@ at::Tensor project_to_vocabulary(const Model& model, const Numerics& numerics, c
                                  ThreadPool& pool);
 
 /// Rows of the embedding table for these tokens, [T, H] stored, scaled. Reads only rows that occur, in the order of the file.
-/// @param time  the bytes are added to it, when given
+/// @param reader  of the model's checkpoint, with nothing asked for
 /// @throws InvalidInput when a token id is outside the vocabulary.
-at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics,
-                 PageCache cache = PageCache::use, ReadingTime* time = nullptr);
+at::Tensor embed(const Model& model, const std::vector<std::int32_t>& ids, const Numerics& numerics, BlockReader& reader);
 
 }  // namespace moetrim
