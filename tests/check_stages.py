@@ -12,7 +12,7 @@ OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields", "split_mix"}  #
 HEADERS_OF = {"statistics": {"vectors", "row_statistics"}, "forward": {"vector_sums"}, "score": {"contrast", "task_algebra"},
               "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace",
                        "allocation", "keep_counts", "sequential"},
-              "patterns": {"expert_delta"}, "rewrite": {"slab_recipe"}}
+              "patterns": {"expert_delta"}, "rewrite": {"slab_recipe"}, "calibrate": {"queries"}}
 
 
 def stages(root: Path) -> dict[str, set[str]]:
