@@ -53,9 +53,10 @@ struct ExpertDelta {
 };
 
 /// An expert that both plans keep stays in its slot; the slots of those that go are filled in ascending order, by experts in
-/// ascending order of their ids.
-/// @throws InvalidInput when a plan is not of the model, keeps parts of experts or changes values, repeats experts, or when a
-///         layer keeps other numbers of experts in the two plans.
+/// ascending order of their ids. So an expert comes into the slots of its own group, where the router has groups: both plans
+/// keep as many of each.
+/// @throws InvalidInput when a plan is not of the model, keeps parts of experts, changes values or the scale of gates, repeats
+///         experts, or when the plans differ in what becomes of groups, or in the number of experts of a layer.
 ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to);
 
 /// {"layers": [{"layer", "slots", "drop", "load": [{"expert", "slot", "bytes": [{"tensor", "file", "offset", "bytes", …}]}]}],

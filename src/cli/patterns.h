@@ -70,6 +70,9 @@ Retrieved retrieve_patterns(const Session& session, const PatternLibrary& librar
 nlohmann::ordered_json retrieved_json(const RetrieveFlags& flags, const Retrieved& retrieved);
 std::string describe_retrieved(const RetrieveFlags& flags, const Retrieved& retrieved);
 
+/// Refuses options that a form of a command would ignore. @throws CLI::ValidationError, in a callback of the command
+void refuse_others(const CLI::App& command, const std::vector<std::string>& allowed, std::string_view why);
+
 /// Patterns and how much each counts.
 using WeightedPatterns = std::vector<std::pair<std::string, double>>;
 

@@ -74,8 +74,9 @@ void check(const AddFlags& flags) {
 /// The pattern's name: that of --name, of the task, or of both where several tasks share a prefix. Slashes of tasks split by
 /// tags become dots.
 std::string pattern_name(const AddFlags& flags, const std::string& task, bool several) {
-  std::string name = flags.name.empty() ? task : several ? flags.name + "." + task : flags.name;
-  std::replace(name.begin(), name.end(), '/', '.');
+  std::string of_task = task;
+  std::replace(of_task.begin(), of_task.end(), '/', '.');
+  const std::string name = flags.name.empty() ? of_task : several ? flags.name + "." + of_task : flags.name;
   try {
     check_pattern_name(name);
   } catch (const UsageError& error) {
@@ -132,10 +133,12 @@ void run_add(const Session& session, const AddFlags& flags) {
   const auto library = PatternLibrary::open_or_make(flags.library, patterns.front().pattern.manifest);
   Json added = Json::array();
   std::string text;
-  for (auto& [name, pattern] : patterns) {
+  for (const auto& [name, pattern] : patterns) {  // all of them, before the first one is there
     if (!flags.overwrite && std::filesystem::exists(library.file(name))) {
       throw InvalidInput(fmt::format("{} holds a pattern {} already; choose another name, or add --overwrite", flags.library, name));
     }
+  }
+  for (auto& [name, pattern] : patterns) {
     const StatisticsManifest& manifest = pattern.manifest;
     if (!flags.signature.empty()) pattern.signature = signature_from(library, flags, manifest.tasks.front().name);
     if (!flags.prompts.empty()) pattern.signature = signature_from_prompts(session, library, flags, manifest);
@@ -158,7 +161,7 @@ void add_pattern_add(CLI::App& patterns, Session& session) {
   command->add_option("--task", flags->task, "Only this task of the statistics; default: all, a pattern each");
   command->add_option("--signature", flags->signature,
                       "Recognise it by these statistics of the task instead, for example those of calibrate --count prompt");
-  command->add_option("--prompts", flags->prompts,
+  CLI::Option* prompts = command->add_option("--prompts", flags->prompts,
                       "Recognise it by the single prompts of this task file, which also say how far a prompt may lie from the pattern");
   command->add_option("--checkpoint", flags->checkpoint, "With --prompts: the checkpoint that was calibrated");
   command->add_option("--depth", flags->depth, "With --prompts: the first MoE layers that the signature covers")
@@ -168,6 +171,9 @@ void add_pattern_add(CLI::App& patterns, Session& session) {
   command->add_flag("--second-order", flags->second_order, "Keep second-order statistics too, for scores of atomic experts; they are large");
   command->add_flag("--overwrite", flags->overwrite, "Replace a pattern of that name");
   flags->run.add(*command);
+  for (const char* name : {"--checkpoint", "--depth", "--prototypes", "--dtype", "--device", "--threads", "--max-memory"}) {
+    command->get_option(name)->needs(prompts);
+  }
   command->callback([&session, flags] { session.run = [&session, flags] { run_add(session, *flags); }; });
 }
 
@@ -264,7 +270,6 @@ void run_export(const Session& session, const ExportFlags& flags) {
   const auto library = PatternLibrary::open(flags.of.library);
   const WeightedPatterns patterns{{flags.of.name, 1.0}};
   if (flags.form == "pattern") {
-    if (!flags.score.method.empty()) throw UsageError("--method is for --as scores and --as plan; a pattern goes as it is");
     write_pattern(flags.output, library.read(flags.of.name));
   } else if (flags.form == "scores") {
     if (flags.score.method.empty()) throw UsageError("--as scores needs --method");
@@ -288,10 +293,22 @@ void add_pattern_export(CLI::App& patterns, Session& session) {
       ->check(CLI::IsMember({"pattern", "scores", "plan"}))->capture_default_str();
   command->add_option("-o,--output", flags->output, "File to write")->required();
   flags->add(*command, /*merging=*/false);
-  command->callback([&session, flags] { session.run = [&session, flags] { run_export(session, *flags); }; });
+  command->callback([&session, flags, command] {
+    if (flags->form == "pattern") refuse_others(*command, {"--as", "--output"}, "is for --as scores and --as plan; a pattern goes as it is");
+    session.run = [&session, flags] { run_export(session, *flags); };
+  });
 }
 
 }  // namespace
+
+void refuse_others(const CLI::App& command, const std::vector<std::string>& allowed, std::string_view why) {
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->count() == 0 || option->get_lnames().empty()) continue;
+    const std::string name = "--" + option->get_lnames().front();
+    if (name == "--json" || name == "--quiet" || std::find(allowed.begin(), allowed.end(), name) != allowed.end()) continue;
+    throw CLI::ValidationError(name, std::string(why));
+  }
+}
 
 void check_model(const PatternLibrary& library, const StatisticsManifest& manifest, const Model& model) {
   const auto expect = [&](const char* what, auto of_library, auto of_model) {

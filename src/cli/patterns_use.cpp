@@ -187,8 +187,6 @@ void check(const MaterializeFlags& flags) {
   if (flags.names.empty() == !flags.retrieve.any()) throw UsageError("say which pattern: --name, or --query to find it");
   if (flags.names.empty()) {
     flags.retrieve.check();
-  } else if (flags.mix != 1 || !flags.retrieve.fallback.empty()) {
-    throw UsageError("--mix and --fallback are for --query; with --name, name every pattern, as NAME or NAME=WEIGHT");
   }
   if (flags.plan_only.empty() == flags.rewrite.output.empty()) throw UsageError("say where to: -o for a checkpoint, or --plan-only for its plan");
 }
@@ -237,7 +235,13 @@ void add_pattern_materialize(CLI::App& patterns, Session& session) {
   command->add_option("--plan-only", flags->plan_only, "Write the plan to this file and no checkpoint");
   command->add_flag("--dry-run", flags->rewrite.dry_run, "Say bytes, files, disk and memory of the checkpoint; write none");
   flags->rewrite.add_common(*command);
-  command->callback([&session, flags] { session.run = [&session, flags] { run_materialize(session, *flags); }; });
+  command->callback([&session, flags, command] {
+    for (const char* name : {"--mix", "--depth", "--signature-of", "--threshold", "--limit", "--fallback", "--dtype", "--device", "--threads",
+                             "--max-memory"}) {
+      if (command->count(name) > 0 && !flags->retrieve.any()) throw CLI::ValidationError(name, "is for --query and --queries");
+    }
+    session.run = [&session, flags] { run_materialize(session, *flags); };
+  });
 }
 
 namespace {
@@ -269,7 +273,6 @@ std::string describe_delta(const ExpertDelta& delta) {
 }
 
 void run_delta(const Session& session, const DeltaFlags& flags) {
-  if (flags.library.empty() && !flags.score.method.empty()) throw UsageError("--method is for patterns; add --library, or leave it out");
   const Plan from = plan_of(flags, flags.from);
   const Plan to = plan_of(flags, flags.to);
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
@@ -293,7 +296,10 @@ void add_pattern_delta(CLI::App& patterns, Session& session) {
   command->add_option("--library", flags->library, "Library of the patterns");
   command->add_option("-o,--output", flags->output, "Also write the JSON to this file");
   flags->add(*command, /*merging=*/false);
-  command->callback([&session, flags] { session.run = [&session, flags] { run_delta(session, *flags); }; });
+  command->callback([&session, flags, command] {
+    if (flags->library.empty()) refuse_others(*command, {"--checkpoint", "--output"}, "is for patterns; add --library, or leave it out");
+    session.run = [&session, flags] { run_delta(session, *flags); };
+  });
 }
 
 }  // namespace moetrim::cli

@@ -44,16 +44,22 @@ void append_slabs(const Tensor& tensor, std::size_t axis, int expert, std::vecto
   }
 }
 
-void check_plan_for_delta(const Model& model, const Plan& plan, const char* which) {
+void check_plan_for_delta(const Model& model, const Plan& plan, const std::string& fingerprint, const char* which) {
   const auto refuse = [&](const std::string& why) {
     throw InvalidInput(fmt::format("the plan {}: {}; experts can be exchanged between plans that only drop whole experts of this "
                                    "checkpoint", which, why));
   };
   if (plan.family != model.family->name || plan.experts != model.experts) refuse("it is of another model");
-  if (plan.checkpoint_fingerprint != model.checkpoint->fingerprint()) refuse("it is of another checkpoint");
+  if (plan.checkpoint_fingerprint != fingerprint) refuse("it is of another checkpoint");
   if (plan.width > 0) refuse("it keeps parts of experts");
   if (changes_values(plan)) refuse("it changes values");
+  if (plan.correct_drift) refuse("it scales gates by a factor of its own");
   if (plan.order != SlotOrder::ascending) refuse("its slots are not in the order of the experts");
+  const auto moe_layers = model.moe_layers(/*with_mtp=*/true);
+  for (const PlanLayer& layer : plan.layers) {
+    if (std::binary_search(moe_layers.begin(), moe_layers.end(), layer.layer)) continue;
+    refuse(fmt::format("layer {} is no MoE layer", layer.layer));
+  }
 }
 
 LayerDelta layer_delta(const PlanLayer& from, const PlanLayer& to) {
@@ -150,8 +156,11 @@ std::vector<ExpertBytes> bytes_of_expert(const Model& model, int layer, int expe
 }
 
 ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to) {
-  check_plan_for_delta(model, from, "to go from");
-  check_plan_for_delta(model, to, "to go to");
+  const std::string fingerprint = model.checkpoint->fingerprint();
+  check_plan_for_delta(model, from, fingerprint, "to go from");
+  check_plan_for_delta(model, to, fingerprint, "to go to");
+  if (from.regroup != to.regroup) throw InvalidInput("one of the plans makes one group of the router's groups, the other does not");
+  if (from.experts_per_token_after != to.experts_per_token_after) throw InvalidInput("the plans change the experts per token differently");
   if (from.layers.size() != to.layers.size()) throw InvalidInput("the plans cover other layers");
   auto tensors = tensors_by_layer(model);
   ExpertDelta out;

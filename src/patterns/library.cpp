@@ -236,12 +236,13 @@ void PatternLibrary::remove_left_overs() const {
 SignatureTable PatternLibrary::signatures(SignatureStat stat, int depth) const {
   const bool published = stat == SignatureStat::tcess_logit_sum;
   if (published && depth != 1) throw UsageError("--variant official compares the first MoE layer alone; leave out --depth");
-  SignatureTable table{.stat = stat, .depth = depth, .experts = head_.at("experts").get<int>()};
+  SignatureTable table{.stat = stat, .depth = depth};
   for (const std::string& name : names()) {
     const auto file = open_file(*this, head_, name);
     if (!file) continue;
     const auto rows = published ? file->published_row() : file->signature_rows(stat, depth);
     const std::size_t count = published ? 1 : static_cast<std::size_t>(file->signature().prototypes);
+    table.experts = file->manifest().experts;  // the same in all of them
     table.owner.insert(table.owner.end(), count, table.names.size());
     table.names.push_back(name);
     table.limits.push_back(limit_of(*file, stat, depth));
