@@ -1,6 +1,7 @@
 """Patterns: retrieval against numpy, checkpoints against plan and rewrite, deltas applied byte by byte."""
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -33,16 +34,19 @@ def sums(stats, stat, depth):
     return np.stack(rows)
 
 
-@pytest.fixture
-def library(tmp_path):
-    models.make(tmp_path / "m", "deepseek_v3", seed=3)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model m, statistics low.stats and high.stats, and a library lib of both."""
+    folder = tmp_path_factory.mktemp("patterns")
+    models.make(folder / "m", "deepseek_v3", seed=3)
     for name, low, high in (("low", 3, 40), ("high", 60, 100)):
-        moetrim("patterns", "add", tmp_path / "lib", calibrate(tmp_path, name, ids_between(1, [40, 30, 50], low, high)))
-    return tmp_path / "lib"
+        moetrim("patterns", "add", folder / "lib", calibrate(folder, name, ids_between(1, [40, 30, 50], low, high)))
+    return folder
 
 
-def test_distances_are_those_of_numpy(library, tmp_path):
-    queries = ids_between(2, [25, 9], 3, 40) + ids_between(2, [31], 60, 100)
+def test_distances_are_those_of_numpy(made):
+    library, tmp_path = made / "lib", made
+    queries = ids_between(2, [25], 3, 40) + ids_between(2, [31], 60, 100)
     file = write_task(tmp_path / "q.jsonl", queries)
     alone = [calibrate(tmp_path, f"q{i}", [ids]) for i, ids in enumerate(queries)]
     for depth, more in ((1, []), (2, []), (1, ["--signature-of", "router_mass"]), (1, ["--variant", "official"])):
@@ -64,12 +68,13 @@ def test_distances_are_those_of_numpy(library, tmp_path):
                 assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5)
 
 
-def test_a_materialised_pattern_is_the_plan_of_its_statistics(library, tmp_path):
+def test_a_materialised_pattern_is_the_plan_of_its_statistics(made):
+    library, tmp_path = made / "lib", made
     query = write_task(tmp_path / "q.jsonl", ids_between(5, [30], 60, 100))
     chosen = ["--method", "easy-ep+reap", "--keep", "9"]
     common = ["patterns", "materialize", library, "--checkpoint", tmp_path / "m", *chosen]
-    made = moetrim_json(*common, "--queries", query, "--limit", "2", "-o", tmp_path / "out")
-    assert made["patterns"] == [{"name": "high", "weight": pytest.approx(1 - made["retrieval"]["results"][0]["nearest"][0]["distance"])}]
+    done = moetrim_json(*common, "--queries", query, "--limit", "2", "-o", tmp_path / "out")
+    assert done["patterns"] == [{"name": "high", "weight": pytest.approx(1 - done["retrieval"]["results"][0]["nearest"][0]["distance"])}]
     moetrim("plan", tmp_path / "high.stats", *chosen, "-o", tmp_path / "plan.json")
     moetrim("rewrite", tmp_path / "m", "--plan", tmp_path / "plan.json", "-o", tmp_path / "expected")
     ours, expected = folder_bytes(tmp_path / "out"), folder_bytes(tmp_path / "expected")
@@ -84,8 +89,8 @@ def test_a_materialised_pattern_is_the_plan_of_its_statistics(library, tmp_path)
 
     far = ["--queries", query, "--limit", "0"]
     assert "no pattern fits" in moetrim(*common, *far, "--plan-only", tmp_path / "p.json", code=3).stderr
-    made = moetrim_json(*common, *far, "--fallback", "low", "--plan-only", tmp_path / "p.json")
-    assert made["patterns"][0]["name"] == "low" and not made["retrieval"]["results"][0]["fits"]
+    done = moetrim_json(*common, *far, "--fallback", "low", "--plan-only", tmp_path / "p.json")
+    assert done["patterns"][0]["name"] == "low" and not done["retrieval"]["results"][0]["fits"]
 
 
 def tensors_of(folder):
@@ -106,6 +111,8 @@ def test_a_delta_makes_one_checkpoint_of_the_other(family, layout, tmp_path):
         moetrim("rewrite", tmp_path / "m", "--plan", tmp_path / f"{seed}.json", "-o", tmp_path / f"out{seed}")
     delta = moetrim_json("patterns", "delta", tmp_path / "0.json", tmp_path / "1.json", "--checkpoint", tmp_path / "m")
     assert delta["experts"] > 0 and sum(read["bytes"] for read in delta["reads"]) == delta["load_bytes"] == delta["drop_bytes"]
+    if family == "deepseek_v3":  # 3 groups of 5: an expert comes into a slot of its own group
+        assert all(slot // (keep // 3) == expert // 5 for layer in delta["layers"] for slot, expert in enumerate(layer["slots"]))
     source = {read["file"]: (tmp_path / "m" / read["file"]).read_bytes() for read in delta["reads"]}
     read = {file: set() for file in source}
     for part in delta["reads"]:
@@ -133,8 +140,9 @@ def test_a_delta_makes_one_checkpoint_of_the_other(family, layout, tmp_path):
         np.testing.assert_array_equal(got, tensor, err_msg=name)
         checked += 1
     assert checked == len(ours)
-    moetrim("plan", stats, "--method", "random", "--keep", keep + 1, *(["--regroup"] if family == "deepseek_v3" else []), "-o", tmp_path / "2.json")
-    assert "keep" in moetrim("patterns", "delta", tmp_path / "0.json", tmp_path / "2.json", "--checkpoint", tmp_path / "m", code=3).stderr
+    other, why = (["--keep", keep, "--regroup"], "groups") if family == "deepseek_v3" else (["--keep", keep + 1], "experts; slots")
+    moetrim("plan", stats, "--method", "random", *other, "-o", tmp_path / "2.json")
+    assert why in moetrim("patterns", "delta", tmp_path / "0.json", tmp_path / "2.json", "--checkpoint", tmp_path / "m", code=3).stderr
 
 
 def first_lines(source, target, count):
@@ -160,12 +168,13 @@ def test_unseen_prompts_of_the_demo_model_find_their_task(tmp_path):
     assert stranger["results"][0]["pattern"] == "text"
 
 
-def test_a_pattern_goes_to_another_library(library, tmp_path):
+def test_a_pattern_goes_to_another_library(made, tmp_path):
+    library = shutil.copytree(made / "lib", tmp_path / "lib")
     moetrim("patterns", "export", library, "low", "-o", tmp_path / "low.safetensors")
     moetrim("patterns", "add", tmp_path / "other", "--pattern", tmp_path / "low.safetensors", "--name", "again")
     assert folder_bytes(library)["low.safetensors"] == folder_bytes(tmp_path / "other")["again.safetensors"]
     moetrim("patterns", "export", library, "low", "--as", "plan", "--method", "reap", "--keep", "9", "-o", tmp_path / "ours.json")
-    moetrim("plan", tmp_path / "low.stats", "--method", "reap", "--keep", "9", "-o", tmp_path / "theirs.json")
+    moetrim("plan", made / "low.stats", "--method", "reap", "--keep", "9", "-o", tmp_path / "theirs.json")
     ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("ours", "theirs"))
     assert ours == theirs
     moetrim("patterns", "remove", library, "low")
