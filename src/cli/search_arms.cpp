@@ -273,6 +273,8 @@ PlannedArm Planner::by_layer_arm(const SearchFlags& search, const std::string& m
     // Blocks for multi-token prediction are not evaluated, and keep as many as the others on average.
     size.by_layer.assign(statistics_.manifest.moe_layers.size(), keep);
     for (std::size_t i = 0; i < chosen.size(); ++i) size.by_layer[i] = counts[static_cast<std::size_t>(chosen[i])];
+    const bool equal = std::all_of(size.by_layer.begin(), size.by_layer.end(), [&](int count) { return count == keep; });
+    if (equal && search.uniform) continue;  // a size of the method's own arm
     arm.sizes.push_back(std::move(size));
   }
   return arm;
