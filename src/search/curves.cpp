@@ -15,7 +15,7 @@ std::vector<double> interpolate(const LayerCurve& curve, std::span<const int> co
       continue;
     }
     const double along = static_cast<double>(count - curve.counts[i - 1]) / (curve.counts[i] - curve.counts[i - 1]);
-    costs.push_back(curve.costs[i - 1] + along * (curve.costs[i] - curve.costs[i - 1]));
+    costs.push_back((1 - along) * curve.costs[i - 1] + along * curve.costs[i]);  // infinite where either end is
   }
   return costs;
 }

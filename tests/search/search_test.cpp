@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "given.h"
@@ -206,6 +207,9 @@ TEST_CASE("between the points of a curve lie straight lines") {
   const LayerCurve curve{.layer = 3, .counts = {4, 8, 16}, .costs = {1.0, 0.5, 0}};
   const std::vector counts{4, 6, 8, 14, 16};
   CHECK(interpolate(curve, counts) == std::vector{1.0, 0.75, 0.5, 0.125, 0.0});
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  const LayerCurve broken{.layer = 3, .counts = {4, 8, 16}, .costs = {kNever, 0.5, 0}};
+  CHECK(interpolate(broken, counts) == std::vector{kNever, kNever, 0.5, 0.125, 0.0});
 }
 
 TEST_CASE("plans that keep the same have one digest, whatever chose it") {
