@@ -2,10 +2,10 @@
 """Sequential calibration against one-shot: what both leave of the demo model, the tables of docs/sequential.md, and what it costs.
 
 For each task, method and number of experts one plan is made of one-shot statistics and one of sequential statistics, and both are
-measured on unseen samples in one pass: loss and KL per answer token, exact match. With --cost CHECKPOINT: CPU time and bytes read of
-a calibration on random tokens, one-shot and sequential.
+measured on unseen samples in one pass: loss and KL per answer token, exact match. With --together there is one calibration on all
+tasks, measured on all of them. With --cost CHECKPOINT: time and memory of a calibration on random tokens, one-shot and sequential.
 
-Usage: sequential.py [--tasks arithmetic,…] [--methods easy-ep,reap] [--keep 16,12,10,8] [--samples 100] [--json FILE]
+Usage: sequential.py [--tasks arithmetic,…] [--together] [--methods easy-ep,reap] [--keep 16,12,10,8] [--samples 100] [--json FILE]
        sequential.py --cost CHECKPOINT [--tokens 8192] [--keep 32]
 """
 import argparse
@@ -30,28 +30,32 @@ def moetrim(*arguments):
     return json.loads(done.stdout)
 
 
-def measure_task(task, methods, keeps, samples, folder):
+def files_of(tasks, kind):
+    return [argument for task in tasks for argument in ("--task", ROOT / f"calibration/{task}.{kind}")]
+
+
+def measure_tasks(tasks, methods, keeps, samples, folder):
     """{(method, keep, way): [loss, KL, exact match]} and how many experts of all layers the two ways choose alike."""
-    file = ROOT / f"calibration/{task}.jsonl"
-    once = folder / f"{task}.stats"
-    moetrim("calibrate", MODEL, "--task", file, "-o", once)
+    name = "+".join(tasks)
+    once = folder / f"{name}.stats"
+    moetrim("calibrate", MODEL, *files_of(tasks, "jsonl"), "-o", once)
     plans, alike = {}, {}
     for method in methods:
         for keep in keeps:
             choice = ["--method", method, "--keep", keep]
-            sequential = folder / f"{task}-{method}-{keep}.stats"
-            moetrim("calibrate", MODEL, "--task", file, "--sequential", *choice, "-o", sequential)
+            sequential = folder / f"{name}-{method}-{keep}.stats"
+            moetrim("calibrate", MODEL, *files_of(tasks, "jsonl"), "--sequential", *choice, "-o", sequential)
             kept = []
             for way, source in zip(WAYS, [once, sequential]):
-                plan = folder / f"{task}-{method}-{keep}-{way}.json"
+                plan = folder / f"{name}-{method}-{keep}-{way}.json"
                 layers = moetrim("plan", source, *choice, "-o", plan)["layers"]
                 kept.append([set(layer["keep"]) for layer in layers])
                 plans[method, keep, way] = plan
             alike[method, keep] = statistics.fmean(len(a & b) / keep for a, b in zip(*kept))
     named = [argument for plan in plans.values() for argument in ("--plan", plan)]
-    result = moetrim("evaluate", MODEL, "--task", ROOT / f"calibration/{task}.test.jsonl", *named, "--count", "response", "--samples",
+    result = moetrim("evaluate", MODEL, *files_of(tasks, "test.jsonl"), *named, "--count", "response", "--samples",
                      samples, "--exact-match", "--max-new-tokens", 128)
-    print(f"{task}: {result['loss']:.4f} nats, {result['exact_match']:.1%} without pruning", flush=True)
+    print(f"{name}: {result['loss']:.4f} nats, {result['exact_match']:.1%} without pruning", flush=True)
     return {key: [row["loss"], row["kl"], row["exact_match"]] for key, row in zip(plans, result["plans"])}, alike
 
 
@@ -84,16 +88,17 @@ def cost(checkpoint, tokens, keep, folder):
     task = folder / "random.jsonl"
     measure.write_task(task, tokens // 512, 512)
     command = [ROOT / "build/moetrim", "calibrate", checkpoint, "--task", task, "--threads", 2, "--quiet"]
-    for way, options in zip(WAYS, [[], ["--sequential", "--method", "easy-ep", "--keep", keep]]):
-        measure.run([*command, *options, "-o", folder / f"warm-{way}.stats"])
-        best = min((measure.run([*command, *options, "-o", folder / f"{i}-{way}.stats"]) for i in range(2)), key=lambda c: c.cpu_seconds)
-        said = moetrim(*command[1:], *options, "-o", folder / f"read-{way}.stats")["reading"]["bytes"]
-        print(f"{way}: {best.cpu_seconds:.1f} s CPU, {best.seconds:.1f} s, peak {best.peak_bytes / 2**20:.0f} MiB, read {said / 2**20:.0f} MiB")
+    options = {"one-shot": [], "sequential": ["--sequential", "--method", "easy-ep", "--keep", keep]}
+    costs = {way: [measure.run([*command, *options[way], "-o", folder / f"{i}-{way}.stats"]) for i in range(2)] for way in WAYS}
+    for way, runs in costs.items():
+        best = min(runs, key=lambda run: run.cpu_seconds)
+        print(f"{way}: {best.cpu_seconds:.1f} s CPU, {best.seconds:.1f} s, peak {best.peak_bytes / 2**20:.0f} MiB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--together", action="store_true")
     parser.add_argument("--methods", default="easy-ep,reap")
     parser.add_argument("--keep", default=None)
     parser.add_argument("--samples", type=int, default=100)
@@ -107,8 +112,10 @@ def main():
             return cost(given.cost, given.tokens, int(given.keep or 32), folder)
         methods, keeps = given.methods.split(","), [int(k) for k in (given.keep or "16,12,10,8").split(",")]
         found, alike = {}, {}
-        for task in given.tasks.split(","):
-            found[task], alike[task] = measure_task(task, methods, keeps, given.samples, folder)
+        tasks = given.tasks.split(",")
+        for group in [tasks] if given.together else [[task] for task in tasks]:
+            name = "+".join(group)
+            found[name], alike[name] = measure_tasks(group, methods, keeps, given.samples, folder)
         print(table(found, alike, methods, keeps), "\n", details(found, methods, keeps), sep="\n")
         if given.json:
             rows = [{"task": task, "method": m, "keep": k, "way": w, "loss": v[0], "kl": v[1], "exact_match": v[2]}
