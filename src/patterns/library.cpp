@@ -34,7 +34,7 @@ constexpr auto kLeftOverAge = std::chrono::hours(24);
 /// not, but for one in fifteen: measured in docs/patterns.md.
 constexpr double kUnmeasuredLimit = 0.12;
 /// Prompts that nobody saw lie a little farther out than those that the radius was taken from.
-constexpr double kRadiusMargin = 1.5;
+constexpr double kRadiusMargin = 2;
 constexpr double kLeastLimit = 1e-4;  // a task whose prompts are all alike; products are rounded to 1e-7
 
 /// A name beside the target that no other writer has, on any machine.
