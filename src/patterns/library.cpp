@@ -33,7 +33,7 @@ constexpr auto kLeftOverAge = std::chrono::hours(24);
 /// Single prompts of a task stayed within this distance of a signature made from prompts as a whole, those of other tasks did
 /// not, but for one in fifteen: measured in docs/patterns.md.
 constexpr double kUnmeasuredLimit = 0.12;
-/// Prompts that nobody saw lie a little farther out than those that the radius was taken from.
+/// Prompts that nobody saw, and those worded differently, lie farther out than those that the radius was taken from.
 constexpr double kRadiusMargin = 2;
 constexpr double kLeastLimit = 1e-4;  // a task whose prompts are all alike; products are rounded to 1e-7
 
