@@ -234,6 +234,24 @@ TEST_CASE("experts are dropped first, then atoms are chosen among those that sta
   CHECK(plan.source["rounding"]["atoms"]["of"] == 8);
 }
 
+TEST_CASE("atoms are chosen among layers that keep different numbers of experts", "[plan][atoms][by-layer]") {
+  Case three(3, {{9, 9, 1, 2, 3, 4}, {5, 6, 9, 9, 7, 8}});
+  three.choosing({{0, 1, 2}, {1, 0, 2}});
+  PlanRequest request = share("0.5");
+  request.keep_by_layer = {1, 3};
+  const Plan plan = three.plan(request);
+  CHECK(plan.layers[0].keep == Ids{2});
+  CHECK(widths(plan) == Ids{0, 0, 2, 2});
+  CHECK(plan.source["expected"]["bytes"] == 10'000 - 2 * 27 - 4 * 10);
+  request.protect = {"1:0"};
+  CHECK(widths(three.plan(request)) == Ids{0, 2, 2, 0});
+  request.protect = {};
+  request.scope = AtomScope::expert;
+  CHECK(widths(three.plan(request)) == Ids{1, 1, 1, 1});
+  request.scope = AtomScope::layer;
+  CHECK_THAT(three.refusal(request), Contains("UsageError") && Contains("scope layer"));
+}
+
 TEST_CASE("a budget of bytes takes the most atoms that fit", "[plan][atoms]") {
   Case two(2, {{4, 3, 2, 1}, {8, 7, 6, 5}});  // 10,000 bytes; an atom 10, an expert 27
   const auto within = [](std::uint64_t bytes) { return PlanRequest{.budget_bytes = bytes}; };
