@@ -75,17 +75,11 @@ class Search {
 
   void execute() {
     calibrate_unless_done(session_, model_, tasks_, options_, statistics_folder());
-    statistics_ = Statistics::read(statistics_folder(), recipe_.calibrate.wants("second-order"));
-    planner_.emplace(model_, statistics_, statistics_folder(), recipe_.calibrate.mtp);
-    for (PlannedArm& arm : arms_) planner_->settle(arm);
-    if (recipe_.search.by_layer) add_arms_by_layer();
-    check_budget();
-    found_ = moetrim::search(lines(), {.limits = recipe_.search.limits, .at_once = texts_->plans_per_pass(), .all = flags_.all},
-                             {.measure = [&](std::span<const Candidate> request) { return measure(request); },
-                              .exact_match = [&](const Candidate& c) {
-                                const Plan plan = plan_of(c);
-                                return texts_->exact_match(&plan);
-                              }});
+    try {
+      find();
+    } catch (const Interrupted&) {
+      throw Interrupted("stopped; repeat the command to go on after the last pass that was finished");
+    }
     report();
   }
 
@@ -135,6 +129,20 @@ class Search {
     auto& keep = plan.layers.front().keep;
     if (limits_.groups.count == 1 || plan.regroup) keep.resize(static_cast<std::size_t>(fewer));
     prepare_export(model_, plan, kVersion, {.mtp = parse_mtp(recipe_.calibrate.mtp)});
+  }
+
+  void find() {
+    statistics_ = Statistics::read(statistics_folder(), recipe_.calibrate.wants("second-order"));
+    planner_.emplace(model_, statistics_, statistics_folder(), recipe_.calibrate.mtp);
+    for (PlannedArm& arm : arms_) planner_->settle(arm);
+    if (recipe_.search.by_layer) add_arms_by_layer();
+    check_budget();
+    found_ = moetrim::search(lines(), {.limits = recipe_.search.limits, .at_once = texts_->plans_per_pass(), .all = flags_.all},
+                             {.measure = [&](std::span<const Candidate> request) { return measure(request); },
+                              .exact_match = [&](const Candidate& c) {
+                                const Plan plan = plan_of(c);
+                                return texts_->exact_match(&plan);
+                              }});
   }
 
   std::vector<SearchArm> lines() const {
