@@ -174,7 +174,8 @@ struct Retrieval {
 /// Distances of texts from patterns: 1 - cosine to the pattern's nearest row; for tcess_logit_sum, as published, the squared
 /// Euclidean distance, without a limit.
 /// @throws InvalidInput when the table is empty.
-std::vector<Retrieval> retrieve(const SignatureTable& table, std::span<const TextRouting> texts, const RetrieveOptions& options);
+std::vector<Retrieval> retrieve(const SignatureTable& table, std::span<const TextRouting> texts,
+                                const RetrieveOptions& options);
 
 /// Statistics with one task per pattern, in the order given, for scores and plans. All tokens lie in the first slice: there are
 /// no others to tell how sure a score is, and no pairs of experts. Second-order statistics where all patterns have them.

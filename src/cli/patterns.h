@@ -33,8 +33,8 @@ QueryTexts read_query_texts(const std::vector<std::string>& texts, const Model& 
 
 /// Runs texts through the first layers: needs LibTorch, and is there only in moetrim-torch, which `moetrim` becomes for
 /// command lines that need it (see main.cpp).
-using RouteTexts = std::vector<TextRouting> (*)(const Session& session, const RunFlags& run, const Model& model, const Task& texts,
-                                                const StatisticsManifest& marks, int depth);
+using RouteTexts = std::vector<TextRouting> (*)(const Session& session, const RunFlags& run, const Model& model,
+                                                const Task& texts, const StatisticsManifest& marks, int depth);
 extern RouteTexts route_texts;
 void provide_route_texts();   ///< of moetrim-torch
 

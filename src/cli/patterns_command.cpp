@@ -40,15 +40,18 @@ Json facts_json(const PatternFacts& facts) {
 
 std::string describe_signature(const Signature& signature) {
   const std::string rows = signature.prototypes == 1 ? "one row" : fmt::format("{} rows", signature.prototypes);
-  if (signature.source == "prompts") return fmt::format("{} from {} prompts, {} layers deep", rows, signature.prompts, signature.depth);
+  if (signature.source == "prompts") {
+    return fmt::format("{} from {} prompts, {} layers deep", rows, signature.prompts, signature.depth);
+  }
   return fmt::format("{} from {}", rows, signature.source == "task" ? "the task's own tokens" : "other statistics");
 }
 
 std::string describe_facts(const PatternFacts& facts) {
   const auto& task = facts.manifest.tasks.front();
   return fmt::format("{:<24} task {}, {} demonstrations, {} tokens ({}){}; signature of {}; {}\n", facts.name, task.name,
-                     task.demonstrations, task.counted_tokens, facts.manifest.count, facts.second_order ? ", second order" : "",
-                     describe_signature(facts.signature), human_bytes(facts.bytes));
+                     task.demonstrations, task.counted_tokens, facts.manifest.count,
+                     facts.second_order ? ", second order" : "", describe_signature(facts.signature),
+                     human_bytes(facts.bytes));
 }
 
 struct AddFlags {
@@ -60,15 +63,20 @@ struct AddFlags {
 
 void check(const AddFlags& flags) {
   if (flags.statistics.empty() == flags.pattern.empty()) {
-    throw UsageError("say what becomes a pattern: a folder that calibrate wrote, or --pattern with a file that patterns export wrote");
+    throw UsageError(
+        "say what becomes a pattern: a folder that calibrate wrote, or --pattern with a file that patterns export wrote");
   }
-  if (!flags.pattern.empty() && (flags.name.empty() || !flags.task.empty() || !flags.signature.empty() || !flags.prompts.empty())) {
-    throw UsageError("--pattern brings its task and its signature along; it needs --name and none of --task, --signature, --prompts");
+  if (!flags.pattern.empty() &&
+      (flags.name.empty() || !flags.task.empty() || !flags.signature.empty() || !flags.prompts.empty())) {
+    throw UsageError(
+        "--pattern brings its task and its signature along; it needs --name and none of --task, --signature, --prompts");
   }
   if (flags.prompts.empty() != flags.checkpoint.empty()) {
     throw UsageError("--prompts and --checkpoint belong together: the prompts run through the checkpoint's first layers");
   }
-  if (!flags.prompts.empty() && !flags.signature.empty()) throw UsageError("--prompts and --signature both make the signature; choose one");
+  if (!flags.prompts.empty() && !flags.signature.empty()) {
+    throw UsageError("--prompts and --signature both make the signature; choose one");
+  }
 }
 
 /// The pattern's name: that of --name, of the task, or of both where several tasks share a prefix. Slashes of tasks split by
@@ -81,7 +89,8 @@ std::string pattern_name(const AddFlags& flags, const std::string& task, bool se
     check_pattern_name(name);
   } catch (const UsageError& error) {
     if (!flags.name.empty() && !several) throw;
-    throw UsageError(fmt::format("task {}: {}; take it alone with --task and give it a --name", in_quotes(task), error.what()));
+    throw UsageError(
+        fmt::format("task {}: {}; take it alone with --task and give it a --name", in_quotes(task), error.what()));
   }
   return name;
 }
@@ -111,7 +120,9 @@ struct NamedPattern {
 
 std::vector<NamedPattern> patterns_of(const Statistics& statistics, const AddFlags& flags) {
   const auto tasks = statistics.tasks(flags.task.empty() ? std::vector<std::string>() : std::vector{flags.task});
-  if (tasks.size() > 1 && !flags.prompts.empty()) throw UsageError("--prompts are those of one task; say with --task of which");
+  if (tasks.size() > 1 && !flags.prompts.empty()) {
+    throw UsageError("--prompts are those of one task; say with --task of which");
+  }
   std::vector<NamedPattern> out;
   for (const int task : tasks) {
     const std::string& name = statistics.manifest.tasks[static_cast<std::size_t>(task)].name;
@@ -135,7 +146,8 @@ void run_add(const Session& session, const AddFlags& flags) {
   std::string text;
   for (const auto& [name, pattern] : patterns) {  // all of them, before the first one is there
     if (!flags.overwrite && std::filesystem::exists(library.file(name))) {
-      throw InvalidInput(fmt::format("{} holds a pattern {} already; choose another name, or add --overwrite", flags.library, name));
+      throw InvalidInput(
+          fmt::format("{} holds a pattern {} already; choose another name, or add --overwrite", flags.library, name));
     }
   }
   for (auto& [name, pattern] : patterns) {
@@ -151,8 +163,9 @@ void run_add(const Session& session, const AddFlags& flags) {
 }
 
 void add_pattern_add(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "add", "Put a task's statistics into a library, which the first one makes",
-                                  "moetrim patterns add lib math.stats --name math --prompts math.jsonl --checkpoint demo/model");
+  CLI::App* command =
+      add_command(patterns, session, "add", "Put a task's statistics into a library, which the first one makes",
+                  "moetrim patterns add lib math.stats --name math --prompts math.jsonl --checkpoint demo/model");
   auto flags = std::make_shared<AddFlags>();
   command->add_option("library", flags->library, "Folder of the library")->required();
   command->add_option("statistics", flags->statistics, "Folder that calibrate wrote");
@@ -161,14 +174,16 @@ void add_pattern_add(CLI::App& patterns, Session& session) {
   command->add_option("--task", flags->task, "Only this task of the statistics; default: all, a pattern each");
   command->add_option("--signature", flags->signature,
                       "Recognise it by these statistics of the task instead, for example those of calibrate --count prompt");
-  CLI::Option* prompts = command->add_option("--prompts", flags->prompts,
-                      "Recognise it by the single prompts of this task file, which also say how far a prompt may lie from the pattern");
+  CLI::Option* prompts = command->add_option(
+      "--prompts", flags->prompts,
+      "Recognise it by the single prompts of this task file, which also say how far a prompt may lie from the pattern");
   command->add_option("--checkpoint", flags->checkpoint, "With --prompts: the checkpoint that was calibrated");
   command->add_option("--depth", flags->depth, "With --prompts: the first MoE layers that the signature covers")
       ->check(CLI::Range(1, kMostSignatureLayers))->capture_default_str();
   command->add_option("--prototypes", flags->prototypes, "With --prompts: kinds of prompts that are told apart, at most")
       ->check(CLI::Range(1, 256))->capture_default_str();
-  command->add_flag("--second-order", flags->second_order, "Keep second-order statistics too, for scores of atomic experts; they are large");
+  command->add_flag("--second-order", flags->second_order,
+                    "Keep second-order statistics too, for scores of atomic experts; they are large");
   command->add_flag("--overwrite", flags->overwrite, "Replace a pattern of that name");
   flags->run.add(*command);
   for (const char* name : {"--checkpoint", "--depth", "--prototypes", "--dtype", "--device", "--threads", "--max-memory"}) {
@@ -178,7 +193,8 @@ void add_pattern_add(CLI::App& patterns, Session& session) {
 }
 
 void add_pattern_list(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "list", "Say what patterns a library holds", "moetrim patterns list lib");
+  CLI::App* command =
+      add_command(patterns, session, "list", "Say what patterns a library holds", "moetrim patterns list lib");
   auto library = std::make_shared<std::string>();
   command->add_option("library", *library, "Folder of the library")->required();
   command->callback([&session, library] {
@@ -211,7 +227,9 @@ Json layers_json(const Pattern& pattern) {
   Json layers = Json::array();
   for (std::size_t l = 0; l < pattern.tokens.size(); ++l) {
     std::vector<double> shares;
-    for (std::size_t e = 0; e < experts; ++e) shares.push_back(pattern.tokens[l] > 0 ? routed[l * experts + e] / pattern.tokens[l] : 0);
+    for (std::size_t e = 0; e < experts; ++e) {
+      shares.push_back(pattern.tokens[l] > 0 ? routed[l * experts + e] / pattern.tokens[l] : 0);
+    }
     layers.push_back({{"layer", pattern.manifest.moe_layers[l]}, {"tokens", pattern.tokens[l]}, {"routed_share", shares}});
   }
   return layers;
@@ -226,7 +244,9 @@ std::string describe_layers(const Json& layers) {
     for (std::size_t e = 0; e < order.size(); ++e) order[e] = e;
     std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return shares[a] > shares[b]; });
     text += fmt::format("layer {:3}  share of tokens", layer.at("layer").get<int>());
-    for (std::size_t i = 0; i < std::min(kShown, order.size()); ++i) text += fmt::format("  {}: {:.3f}", order[i], shares[order[i]]);
+    for (std::size_t i = 0; i < std::min(kShown, order.size()); ++i) {
+      text += fmt::format("  {}: {:.3f}", order[i], shares[order[i]]);
+    }
     const auto unseen = std::count(shares.begin(), shares.end(), 0.0);
     text += unseen > 0 ? fmt::format("   never used: {}\n", unseen) : "\n";
   }
@@ -234,7 +254,8 @@ std::string describe_layers(const Json& layers) {
 }
 
 void add_pattern_show(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "show", "Say what is known of one pattern", "moetrim patterns show lib math");
+  CLI::App* command =
+      add_command(patterns, session, "show", "Say what is known of one pattern", "moetrim patterns show lib math");
   auto flags = std::make_shared<NameFlags>();
   flags->add(*command);
   command->callback([&session, flags] {
@@ -250,7 +271,8 @@ void add_pattern_show(CLI::App& patterns, Session& session) {
 }
 
 void add_pattern_remove(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "remove", "Take a pattern out of a library", "moetrim patterns remove lib math");
+  CLI::App* command =
+      add_command(patterns, session, "remove", "Take a pattern out of a library", "moetrim patterns remove lib math");
   auto flags = std::make_shared<NameFlags>();
   flags->add(*command);
   command->callback([&session, flags] {
@@ -287,14 +309,19 @@ void add_pattern_export(CLI::App& patterns, Session& session) {
                                   "moetrim patterns export lib math --as plan --method easy-ep --keep 0.5 -o plan.json");
   auto flags = std::make_shared<ExportFlags>();
   flags->of.add(*command);
-  command->add_option("--as", flags->form,
-                      "pattern: for the library of somebody else (patterns add --pattern); scores: safetensors, by --method; plan: as moetrim "
-                      "plan would make it")
-      ->check(CLI::IsMember({"pattern", "scores", "plan"}))->capture_default_str();
+  command
+      ->add_option("--as", flags->form,
+                   "pattern: for the library of somebody else (patterns add --pattern); scores: safetensors, by --method; "
+                   "plan: as moetrim "
+                   "plan would make it")
+      ->check(CLI::IsMember({"pattern", "scores", "plan"}))
+      ->capture_default_str();
   command->add_option("-o,--output", flags->output, "File to write")->required();
   flags->add(*command, /*merging=*/false);
   command->callback([&session, flags, command] {
-    if (flags->form == "pattern") refuse_others(*command, {"--as", "--output"}, "is for --as scores and --as plan; a pattern goes as it is");
+    if (flags->form == "pattern") {
+      refuse_others(*command, {"--as", "--output"}, "is for --as scores and --as plan; a pattern goes as it is");
+    }
     session.run = [&session, flags] { run_export(session, *flags); };
   });
 }
@@ -313,12 +340,14 @@ void refuse_others(const CLI::App& command, const std::vector<std::string>& allo
 void check_model(const PatternLibrary& library, const StatisticsManifest& manifest, const Model& model) {
   const auto expect = [&](const char* what, auto of_library, auto of_model) {
     if (of_library == of_model) return;
-    throw InvalidInput(fmt::format("{} is not the checkpoint of {}: {} are {}, in the library {}", model.checkpoint->folder().string(),
-                                   library.folder().string(), what, of_model, of_library));
+    throw InvalidInput(fmt::format("{} is not the checkpoint of {}: {} are {}, in the library {}",
+                                   model.checkpoint->folder().string(), library.folder().string(), what, of_model,
+                                   of_library));
   };
   if (manifest.family != model.family->name) {
     throw InvalidInput(fmt::format("{} is not the checkpoint of {}: its family is {}, in the library {}",
-                                   model.checkpoint->folder().string(), library.folder().string(), model.family->name, manifest.family));
+                                   model.checkpoint->folder().string(), library.folder().string(), model.family->name,
+                                   manifest.family));
   }
   expect("layers", static_cast<std::int64_t>(manifest.layers), model.layers);
   expect("experts", static_cast<std::int64_t>(manifest.experts), model.experts);
@@ -362,8 +391,9 @@ Statistics pattern_statistics(const PatternLibrary& library, const PlanFlags& fl
   for (const std::string& name : names) {
     read.push_back(library.read(name));
     if (!flags.needs_second_order() || !read.back().atoms.empty()) continue;
-    throw InvalidInput(fmt::format("pattern {} has no second-order statistics, which {} needs; add it again with --second-order", name,
-                                   flags.score.method));
+    throw InvalidInput(
+        fmt::format("pattern {} has no second-order statistics, which {} needs; add it again with --second-order", name,
+                    flags.score.method));
   }
   return statistics_of(read, names);
 }
@@ -374,11 +404,13 @@ Plan plan_patterns(const PatternLibrary& library, const PlanFlags& flags, const 
 }
 
 void add_patterns(CLI::App& app, Session& session) {
-  CLI::App* patterns = app.add_subcommand("patterns", "Keep what tasks use, find it again for a query, and write its checkpoint");
+  CLI::App* patterns =
+      app.add_subcommand("patterns", "Keep what tasks use, find it again for a query, and write its checkpoint");
   patterns->require_subcommand(1);
-  patterns->footer("Example:\n  moetrim patterns add lib math.stats --name math\n"
-                   "  moetrim patterns retrieve lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\"\n"
-                   "  moetrim patterns materialize lib --checkpoint demo/model --name math --method easy-ep --keep 0.5 -o math-half");
+  patterns->footer(
+      "Example:\n  moetrim patterns add lib math.stats --name math\n"
+      "  moetrim patterns retrieve lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\"\n"
+      "  moetrim patterns materialize lib --checkpoint demo/model --name math --method easy-ep --keep 0.5 -o math-half");
   add_pattern_add(*patterns, session);
   add_pattern_list(*patterns, session);
   add_pattern_show(*patterns, session);

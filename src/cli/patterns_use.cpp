@@ -20,13 +20,18 @@ using Json = nlohmann::ordered_json;
 SignatureStat signature_stat(const RetrieveFlags& flags) {
   if (flags.variant == "official") return SignatureStat::tcess_logit_sum;
   const std::string name = flags.signature_of.value_or("routed_count");
-  return name == "gate_sum" ? SignatureStat::gate_sum : name == "router_mass" ? SignatureStat::router_mass : SignatureStat::routed_count;
+  return name == "gate_sum"      ? SignatureStat::gate_sum
+         : name == "router_mass" ? SignatureStat::router_mass
+                                 : SignatureStat::routed_count;
 }
 
 Json result_json(const RetrieveFlags& flags, const std::optional<std::string>& text, const Retrieval& result) {
   Json nearest = Json::array();
   for (const Match& match : result.nearest) nearest.push_back({{"name", match.name}, {"distance", match.distance}});
-  Json json{{"query", text ? Json(*text) : Json()}, {"nearest", nearest}, {"confidence", result.confidence}, {"fits", result.fits}};
+  Json json{{"query", text ? Json(*text) : Json()},
+            {"nearest", nearest},
+            {"confidence", result.confidence},
+            {"fits", result.fits}};
   if (result.fits) {
     json["pattern"] = result.nearest.front().name;
   } else {
@@ -40,8 +45,9 @@ std::string describe_result(const RetrieveFlags& flags, const std::optional<std:
   std::string out = text ? in_quotes(*text) : "token ids";
   std::vector<std::string> nearest;
   for (const Match& match : result.nearest) nearest.push_back(fmt::format("{} ({:.4f})", match.name, match.distance));
-  out += fmt::format("\n  {}  confidence {:.2f}, nearest {}\n", result.fits ? result.nearest.front().name : "no pattern fits",
-                     result.confidence, fmt::join(nearest, ", "));
+  out +=
+      fmt::format("\n  {}  confidence {:.2f}, nearest {}\n", result.fits ? result.nearest.front().name : "no pattern fits",
+                  result.confidence, fmt::join(nearest, ", "));
   if (!result.fits && !flags.fallback.empty()) out += fmt::format("  falls back to {}\n", flags.fallback);
   return out;
 }
@@ -58,12 +64,16 @@ void RetrieveFlags::add(CLI::App& command) {
   command.add_option("--queries", queries_file, "File of queries, a task file; answers in it are left out");
   command.add_option("--depth", depth, "Compare the first MoE layers, so many; each costs reading and running one more")
       ->check(CLI::Range(1, kMostSignatureLayers))->capture_default_str();
-  command.add_option("--signature-of", signature_of, "What is compared: routed_count, gate_sum or router_mass, per token; default: routed_count")
+  command
+      .add_option("--signature-of", signature_of,
+                  "What is compared: routed_count, gate_sum or router_mass, per token; default: routed_count")
       ->check(CLI::IsMember({"routed_count", "gate_sum", "router_mass"}));
   command.add_option("--threshold", options.threshold, "Confidence below which no pattern fits, from 0 to 1")
       ->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  command.add_option("--limit", options.limit,
-                     "Distance beyond which no pattern fits; default: each pattern's own, see docs/patterns.md")->check(CLI::NonNegativeNumber);
+  command
+      .add_option("--limit", options.limit,
+                  "Distance beyond which no pattern fits; default: each pattern's own, see docs/patterns.md")
+      ->check(CLI::NonNegativeNumber);
   command.add_option("--fallback", fallback, "Pattern to use where none fits");
   run.add(command);
 }
@@ -115,20 +125,27 @@ std::string describe_retrieved(const RetrieveFlags& flags, const Retrieved& retr
   for (std::size_t i = 0; i < retrieved.results.size(); ++i) {
     text += describe_result(flags, retrieved.queries.texts[i], retrieved.results[i]);
   }
-  return text + fmt::format("read {} of {} ({:.2f}%)\n", human_bytes(retrieved.bytes_read), human_bytes(retrieved.checkpoint_bytes),
-                            100 * static_cast<double>(retrieved.bytes_read) / static_cast<double>(retrieved.checkpoint_bytes));
+  return text +
+         fmt::format("read {} of {} ({:.2f}%)\n", human_bytes(retrieved.bytes_read), human_bytes(retrieved.checkpoint_bytes),
+                     100 * static_cast<double>(retrieved.bytes_read) / static_cast<double>(retrieved.checkpoint_bytes));
 }
 
 void add_pattern_retrieve(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "retrieve", "Find the patterns nearest to what is asked, by its first routers",
-                                  "moetrim patterns retrieve lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\"");
+  CLI::App* command =
+      add_command(patterns, session, "retrieve", "Find the patterns nearest to what is asked, by its first routers",
+                  "moetrim patterns retrieve lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\"");
   auto flags = std::make_shared<RetrieveFlags>();
   command->add_option("library", flags->library, "Folder of the library")->required();
   command->add_option("--checkpoint", flags->checkpoint, "The checkpoint that the patterns are of")->required();
-  command->add_option("--nearest", flags->options.nearest, "Patterns to name, at most")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--variant", flags->variant,
-                      "executed: cosine distance of routing; official: PreMoe as published, squared distance of raw logits, text without template")
-      ->check(CLI::IsMember({"executed", "official"}))->capture_default_str();
+  command->add_option("--nearest", flags->options.nearest, "Patterns to name, at most")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--variant", flags->variant,
+                   "executed: cosine distance of routing; official: PreMoe as published, squared distance of raw logits, "
+                   "text without template")
+      ->check(CLI::IsMember({"executed", "official"}))
+      ->capture_default_str();
   flags->add(*command);
   command->callback([&session, flags] {
     session.run = [&session, flags] {
@@ -162,8 +179,10 @@ struct Choice {
 WeightedPatterns mixed(const MaterializeFlags& flags, const Retrieval& result) {
   if (!result.fits) {
     if (!flags.retrieve.fallback.empty()) return {{flags.retrieve.fallback, 1.0}};
-    throw InvalidInput(fmt::format("no pattern fits: the nearest is {} at a distance of {:.4f}; name one with --name, or what to do then with "
-                                   "--fallback", result.nearest.front().name, result.nearest.front().distance));
+    throw InvalidInput(fmt::format(
+        "no pattern fits: the nearest is {} at a distance of {:.4f}; name one with --name, or what to do then with "
+        "--fallback",
+        result.nearest.front().name, result.nearest.front().distance));
   }
   WeightedPatterns out;
   for (const Match& match : result.nearest) {
@@ -188,7 +207,9 @@ void check(const MaterializeFlags& flags) {
   if (flags.names.empty()) {
     flags.retrieve.check();
   }
-  if (flags.plan_only.empty() == flags.rewrite.output.empty()) throw UsageError("say where to: -o for a checkpoint, or --plan-only for its plan");
+  if (flags.plan_only.empty() == flags.rewrite.output.empty()) {
+    throw UsageError("say where to: -o for a checkpoint, or --plan-only for its plan");
+  }
 }
 
 void run_materialize(const Session& session, MaterializeFlags flags) {
@@ -219,16 +240,21 @@ void run_materialize(const Session& session, MaterializeFlags flags) {
 }  // namespace
 
 void add_pattern_materialize(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "materialize", "Write the checkpoint of a pattern, or of the one that a query needs",
-                                  "moetrim patterns materialize lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\" "
-                                  "--method easy-ep --keep 0.5 -o sorter");
+  CLI::App* command =
+      add_command(patterns, session, "materialize", "Write the checkpoint of a pattern, or of the one that a query needs",
+                  "moetrim patterns materialize lib --checkpoint demo/model --query \"Sort ascending: 81,47,95\" "
+                  "--method easy-ep --keep 0.5 -o sorter");
   command->alias("materialise");
   auto flags = std::make_shared<MaterializeFlags>();
   command->add_option("library", flags->retrieve.library, "Folder of the library")->required();
   command->add_option("--checkpoint", flags->rewrite.checkpoint, "The checkpoint that the patterns are of")->required();
-  command->add_option("--name", flags->names, "Pattern, as NAME or NAME=WEIGHT; repeat for a mixture, see --combine")->allow_extra_args(false);
-  command->add_option("--mix", flags->mix, "With --query: mix the nearest so many patterns, weighted by 1 - distance, see --combine")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--name", flags->names, "Pattern, as NAME or NAME=WEIGHT; repeat for a mixture, see --combine")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--mix", flags->mix,
+                   "With --query: mix the nearest so many patterns, weighted by 1 - distance, see --combine")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   flags->retrieve.add(*command);
   flags->add(*command, /*merging=*/false);
   command->add_option("-o,--output", flags->rewrite.output, "Folder for the new checkpoint; must not exist, or be empty");
@@ -236,9 +262,11 @@ void add_pattern_materialize(CLI::App& patterns, Session& session) {
   command->add_flag("--dry-run", flags->rewrite.dry_run, "Say bytes, files, disk and memory of the checkpoint; write none");
   flags->rewrite.add_common(*command);
   command->callback([&session, flags, command] {
-    for (const char* name : {"--mix", "--depth", "--signature-of", "--threshold", "--limit", "--fallback", "--dtype", "--device", "--threads",
-                             "--max-memory"}) {
-      if (command->count(name) > 0 && !flags->retrieve.any()) throw CLI::ValidationError(name, "is for --query and --queries");
+    for (const char* name : {"--mix", "--depth", "--signature-of", "--threshold", "--limit", "--fallback", "--dtype",
+                             "--device", "--threads", "--max-memory"}) {
+      if (command->count(name) > 0 && !flags->retrieve.any()) {
+        throw CLI::ValidationError(name, "is for --query and --queries");
+      }
     }
     session.run = [&session, flags] { run_materialize(session, *flags); };
   });
@@ -266,10 +294,13 @@ std::string describe_delta(const ExpertDelta& delta) {
   std::string text;
   for (const LayerDelta& layer : delta.layers) {
     kept += std::ssize(layer.slots);
-    if (!layer.changes.empty()) text += fmt::format("layer {:3}  {} of {} slots change\n", layer.layer, layer.changes.size(), layer.slots.size());
+    if (!layer.changes.empty()) {
+      text += fmt::format("layer {:3}  {} of {} slots change\n", layer.layer, layer.changes.size(), layer.slots.size());
+    }
   }
-  return text + fmt::format("{} of {} experts in {} layers change: {} to load in {} reads, {} to drop\n", delta.changes, kept,
-                            delta.layers.size(), human_bytes(delta.load_bytes), delta.reads.size(), human_bytes(delta.drop_bytes));
+  return text + fmt::format("{} of {} experts in {} layers change: {} to load in {} reads, {} to drop\n", delta.changes,
+                            kept, delta.layers.size(), human_bytes(delta.load_bytes), delta.reads.size(),
+                            human_bytes(delta.drop_bytes));
 }
 
 void run_delta(const Session& session, const DeltaFlags& flags) {
@@ -286,9 +317,10 @@ void run_delta(const Session& session, const DeltaFlags& flags) {
 }  // namespace
 
 void add_pattern_delta(CLI::App& patterns, Session& session) {
-  CLI::App* command = add_command(patterns, session, "delta", "Say which experts to drop and which bytes to load to go from one plan to another",
-                                  "moetrim patterns delta math code --library lib --method easy-ep --keep 0.5 --checkpoint demo/model "
-                                  "-o math-to-code.json");
+  CLI::App* command = add_command(
+      patterns, session, "delta", "Say which experts to drop and which bytes to load to go from one plan to another",
+      "moetrim patterns delta math code --library lib --method easy-ep --keep 0.5 --checkpoint demo/model "
+      "-o math-to-code.json");
   auto flags = std::make_shared<DeltaFlags>();
   command->add_option("from", flags->from, "Plan file, or with --library a pattern")->required();
   command->add_option("to", flags->to, "Plan file, or with --library a pattern")->required();
@@ -297,7 +329,9 @@ void add_pattern_delta(CLI::App& patterns, Session& session) {
   command->add_option("-o,--output", flags->output, "Also write the JSON to this file");
   flags->add(*command, /*merging=*/false);
   command->callback([&session, flags, command] {
-    if (flags->library.empty()) refuse_others(*command, {"--checkpoint", "--output"}, "is for patterns; add --library, or leave it out");
+    if (flags->library.empty()) {
+      refuse_others(*command, {"--checkpoint", "--output"}, "is for patterns; add --library, or leave it out");
+    }
     session.run = [&session, flags] { run_delta(session, *flags); };
   });
 }

@@ -72,7 +72,10 @@ QueryTexts read_query_file(const std::filesystem::path& file, const Model& model
     }
     ++rows;
   }
-  if (rows == 0) throw InvalidInput(fmt::format("{}: no rows; expected one JSON object a line, for example {{\"prompt\": …}}", file.string()));
+  if (rows == 0) {
+    throw InvalidInput(
+        fmt::format("{}: no rows; expected one JSON object a line, for example {{\"prompt\": …}}", file.string()));
+  }
   return reader.take();
 }
 

@@ -17,7 +17,8 @@ namespace moetrim {
 namespace {
 
 std::uint64_t product(std::vector<std::int64_t>::const_iterator begin, std::vector<std::int64_t>::const_iterator end) {
-  return std::accumulate(begin, end, std::uint64_t{1}, [](std::uint64_t all, std::int64_t n) { return all * static_cast<std::uint64_t>(n); });
+  return std::accumulate(begin, end, std::uint64_t{1},
+                         [](std::uint64_t all, std::int64_t n) { return all * static_cast<std::uint64_t>(n); });
 }
 
 /// Which axis of a tensor counts experts; none where all experts share it.
@@ -36,8 +37,10 @@ void append_slabs(const Tensor& tensor, std::size_t axis, int expert, std::vecto
   const auto experts = static_cast<std::uint64_t>(*at);
   const std::uint64_t bits = product(at + 1, tensor.shape.end()) * static_cast<std::uint64_t>(dtype_bits(tensor.dtype));
   if (bits % 8 != 0) {
-    throw InvalidInput(fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be loaded by "
-                                   "itself", tensor.name, bits));
+    throw InvalidInput(
+        fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be loaded by "
+                    "itself",
+                    tensor.name, bits));
   }
   for (std::uint64_t block = 0; block < outer; ++block) {
     out.push_back({&tensor, (block * experts + static_cast<std::uint64_t>(expert)) * (bits / 8), bits / 8});
@@ -46,8 +49,10 @@ void append_slabs(const Tensor& tensor, std::size_t axis, int expert, std::vecto
 
 void check_plan_for_delta(const Model& model, const Plan& plan, const std::string& fingerprint, const char* which) {
   const auto refuse = [&](const std::string& why) {
-    throw InvalidInput(fmt::format("the plan {}: {}; experts can be exchanged between plans that only drop whole experts of this "
-                                   "checkpoint", which, why));
+    throw InvalidInput(
+        fmt::format("the plan {}: {}; experts can be exchanged between plans that only drop whole experts of this "
+                    "checkpoint",
+                    which, why));
   };
   if (plan.family != model.family->name || plan.experts != model.experts) refuse("it is of another model");
   if (plan.checkpoint_fingerprint != fingerprint) refuse("it is of another checkpoint");
@@ -63,10 +68,13 @@ void check_plan_for_delta(const Model& model, const Plan& plan, const std::strin
 }
 
 LayerDelta layer_delta(const PlanLayer& from, const PlanLayer& to) {
-  if (from.layer != to.layer) throw InvalidInput(fmt::format("the plans cover other layers: {} and {}", from.layer, to.layer));
+  if (from.layer != to.layer) {
+    throw InvalidInput(fmt::format("the plans cover other layers: {} and {}", from.layer, to.layer));
+  }
   if (from.keep.size() != to.keep.size()) {
-    throw InvalidInput(fmt::format("layer {}: the plans keep {} and {} experts; slots can only be filled again where the numbers are equal",
-                                   from.layer, from.keep.size(), to.keep.size()));
+    throw InvalidInput(
+        fmt::format("layer {}: the plans keep {} and {} experts; slots can only be filled again where the numbers are equal",
+                    from.layer, from.keep.size(), to.keep.size()));
   }
   LayerDelta out{.layer = from.layer, .changes = {}, .slots = from.keep};
   std::vector<int> come;
@@ -159,8 +167,12 @@ ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to) {
   const std::string fingerprint = model.checkpoint->fingerprint();
   check_plan_for_delta(model, from, fingerprint, "to go from");
   check_plan_for_delta(model, to, fingerprint, "to go to");
-  if (from.regroup != to.regroup) throw InvalidInput("one of the plans makes one group of the router's groups, the other does not");
-  if (from.experts_per_token_after != to.experts_per_token_after) throw InvalidInput("the plans change the experts per token differently");
+  if (from.regroup != to.regroup) {
+    throw InvalidInput("one of the plans makes one group of the router's groups, the other does not");
+  }
+  if (from.experts_per_token_after != to.experts_per_token_after) {
+    throw InvalidInput("the plans change the experts per token differently");
+  }
   if (from.layers.size() != to.layers.size()) throw InvalidInput("the plans cover other layers");
   auto tensors = tensors_by_layer(model);
   ExpertDelta out;
@@ -190,9 +202,11 @@ nlohmann::ordered_json delta_to_json(const Model& model, const ExpertDelta& delt
     });
     auto load = nlohmann::ordered_json::array();
     for (const SlotChange& change : layer.changes) {
-      load.push_back({{"expert", change.load}, {"slot", change.slot}, {"replaces", change.drop}, {"bytes", bytes[change.load]}});
+      load.push_back(
+          {{"expert", change.load}, {"slot", change.slot}, {"replaces", change.drop}, {"bytes", bytes[change.load]}});
     }
-    layers.push_back({{"layer", layer.layer}, {"slots", layer.slots}, {"drop", experts_of(layer, &SlotChange::drop)}, {"load", load}});
+    layers.push_back(
+        {{"layer", layer.layer}, {"slots", layer.slots}, {"drop", experts_of(layer, &SlotChange::drop)}, {"load", load}});
   }
   auto reads = nlohmann::ordered_json::array();
   for (const DeltaRead& read : delta.reads) {
@@ -200,7 +214,11 @@ nlohmann::ordered_json delta_to_json(const Model& model, const ExpertDelta& delt
                      {"offset", read.offset},
                      {"bytes", read.size}});
   }
-  return {{"experts", delta.changes}, {"load_bytes", delta.load_bytes}, {"drop_bytes", delta.drop_bytes}, {"layers", layers}, {"reads", reads}};
+  return {{"experts", delta.changes},
+          {"load_bytes", delta.load_bytes},
+          {"drop_bytes", delta.drop_bytes},
+          {"layers", layers},
+          {"reads", reads}};
 }
 
 }  // namespace moetrim

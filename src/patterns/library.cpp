@@ -69,7 +69,8 @@ bool publish(const fs::path& file, const fs::path& target) {
 nlohmann::ordered_json read_library(const fs::path& folder) {
   const fs::path file = folder / kLibraryName;
   if (!fs::exists(file)) {
-    throw InvalidInput(fmt::format("{}: no pattern library ({} is missing); moetrim patterns add makes one", folder.string(), kLibraryName));
+    throw InvalidInput(fmt::format("{}: no pattern library ({} is missing); moetrim patterns add makes one", folder.string(),
+                                   kLibraryName));
   }
   const auto json = read_json_file(file);
   JsonFields fields(json, file);
@@ -99,7 +100,8 @@ bool is_left_over(const fs::directory_entry& entry) {
 
 bool is_name(std::string_view name) {
   const auto allowed = [](unsigned char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-' || c == '+';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-' ||
+           c == '+';
   };
   return !name.empty() && name.size() <= kLongestName && name.front() != '.' && name.front() != '-' &&
          std::all_of(name.begin(), name.end(), allowed);
@@ -115,12 +117,15 @@ double limit_of(const PatternFile& file, SignatureStat stat, int depth) {
 
 void check_pattern_name(std::string_view name) {
   if (is_name(name)) return;
-  throw UsageError(fmt::format("{} cannot name a pattern: expected 1 to {} letters, digits and . _ - +, not beginning with . or -",
-                               in_quotes(name), kLongestName));
+  throw UsageError(
+      fmt::format("{} cannot name a pattern: expected 1 to {} letters, digits and . _ - +, not beginning with . or -",
+                  in_quotes(name), kLongestName));
 }
 
 PatternLibrary::PatternLibrary(fs::path folder, nlohmann::ordered_json head)
-    : folder_(std::move(folder)), head_(std::move(head)), fingerprint_(head_.at("checkpoint_fingerprint").get<std::string>()) {}
+    : folder_(std::move(folder)),
+      head_(std::move(head)),
+      fingerprint_(head_.at("checkpoint_fingerprint").get<std::string>()) {}
 
 PatternLibrary PatternLibrary::open(const fs::path& folder) { return {folder, read_library(folder)}; }
 
@@ -136,9 +141,9 @@ void PatternLibrary::check(const StatisticsManifest& manifest, const std::string
   const auto head = library_head(manifest);
   for (const auto& field : head_.items()) {
     if (head.contains(field.key()) && head.at(field.key()) == field.value()) continue;
-    throw InvalidInput(fmt::format("{}: {} is {}, in the library {} it is {}; a library holds patterns of one checkpoint", where,
-                                   field.key(), head.value(field.key(), nlohmann::ordered_json()).dump(), folder_.string(),
-                                   field.value().dump()));
+    throw InvalidInput(fmt::format("{}: {} is {}, in the library {} it is {}; a library holds patterns of one checkpoint",
+                                   where, field.key(), head.value(field.key(), nlohmann::ordered_json()).dump(),
+                                   folder_.string(), field.value().dump()));
   }
   if (head.size() != head_.size()) {
     throw InvalidInput(fmt::format("{}: says more of its checkpoint than the library {}", where, folder_.string()));
@@ -167,7 +172,8 @@ void PatternLibrary::fail_missing(std::string_view name) const {
 namespace {
 
 /// A pattern's file, or nothing when there is none (any more).
-std::optional<PatternFile> open_file(const PatternLibrary& library, const nlohmann::ordered_json& head, const std::string& name) {
+std::optional<PatternFile> open_file(const PatternLibrary& library, const nlohmann::ordered_json& head,
+                                     const std::string& name) {
   const fs::path path = library.file(name);
   std::optional<PatternFile> file;
   try {
@@ -207,7 +213,8 @@ void PatternLibrary::add(const std::string& name, const Pattern& pattern, bool o
   check(pattern.manifest, name);
   remove_left_overs();
   const auto taken = [&] {
-    return InvalidInput(fmt::format("{}: there is a pattern of that name; choose another, or add --overwrite", target.string()));
+    return InvalidInput(
+        fmt::format("{}: there is a pattern of that name; choose another, or add --overwrite", target.string()));
   };
   if (!overwrite && fs::exists(target)) throw taken();
   const Temporary written(temporary_name(target));

@@ -44,8 +44,8 @@ AtomStatistics atoms_beside(std::span<const Pattern> patterns, std::size_t layer
 }  // namespace
 
 nlohmann::ordered_json library_head(nlohmann::ordered_json manifest) {
-  for (const char* own : {"format", "version", "tool_version", "tasks", "count", "dtype", "settings", "part", "vectors", "row_rank",
-                          "expert_width"}) {
+  for (const char* own : {"format", "version", "tool_version", "tasks", "count", "dtype", "settings", "part", "vectors",
+                          "row_rank", "expert_width"}) {
     manifest.erase(own);
   }
   return manifest;

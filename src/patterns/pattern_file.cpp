@@ -39,7 +39,8 @@ class Fields {
     add("tokens", {size.layers}, pattern ? &pattern->tokens : nullptr);
     for (std::size_t i = 0; i < kStatCount; ++i) {
       const auto stat = static_cast<Stat>(i);
-      add(std::string(stat_name(stat)), {size.layers, size.experts}, pattern ? &pattern->values[i] : nullptr, stat_can_be_negative(stat));
+      add(std::string(stat_name(stat)), {size.layers, size.experts}, pattern ? &pattern->values[i] : nullptr,
+          stat_can_be_negative(stat));
     }
     if (facts.second_order) add_atoms(facts.manifest);
     for (std::size_t i = 0; i < kSignatureStats && facts.signature.prompts > 0; ++i) {
@@ -69,11 +70,13 @@ class Fields {
   void add_atoms(const StatisticsManifest& manifest) {
     const std::int64_t experts = manifest.experts, width = manifest.expert_width;
     for (std::size_t l = 0; l < manifest.moe_layers.size(); ++l) {
-      if (pattern_ && pattern_->atoms.size() == l) pattern_->atoms.emplace_back(manifest.moe_layers[l], 1, manifest.experts, manifest.expert_width);
+      if (pattern_ && pattern_->atoms.size() == l) {
+        pattern_->atoms.emplace_back(manifest.moe_layers[l], 1, manifest.experts, manifest.expert_width);
+      }
       AtomStatistics* atoms = pattern_ ? &pattern_->atoms[l] : nullptr;
       const auto of = [&](const char* name, std::vector<std::int64_t> shape, std::vector<double> AtomStatistics::*member) {
-        add(fmt::format("atoms.{:05d}.{}", manifest.moe_layers[l], name), std::move(shape), atoms ? &(atoms->*member) : nullptr,
-            member == &AtomStatistics::taylor);
+        add(fmt::format("atoms.{:05d}.{}", manifest.moe_layers[l], name), std::move(shape),
+            atoms ? &(atoms->*member) : nullptr, member == &AtomStatistics::taylor);
       };
       of("tokens", {experts}, &AtomStatistics::tokens);
       of("activation", {experts, width}, &AtomStatistics::activation);
@@ -107,7 +110,8 @@ Signature signature_from_json(JsonFields fields, int layers) {
 }
 
 nlohmann::ordered_json signature_to_json(const Signature& signature) {
-  nlohmann::ordered_json json{{"source", signature.source}, {"depth", signature.depth}, {"prototypes", signature.prototypes}};
+  nlohmann::ordered_json json{
+      {"source", signature.source}, {"depth", signature.depth}, {"prototypes", signature.prototypes}};
   if (signature.prompts > 0) json["prompts"] = signature.prompts;
   return json;
 }
@@ -122,10 +126,12 @@ void check_counts(const SafetensorsFile& file, const Pattern& pattern) {
     if (block ? pattern.tokens[l] > counted : pattern.tokens[l] != counted) {
       fail(file, fmt::format("tensor tokens, element {}: {}, the manifest counts {}", l, pattern.tokens[l], counted));
     }
-    const auto routed = std::span(pattern.values[static_cast<std::size_t>(Stat::routed_count)]).subspan(l * experts, experts);
+    const auto routed =
+        std::span(pattern.values[static_cast<std::size_t>(Stat::routed_count)]).subspan(l * experts, experts);
     if (*std::max_element(routed.begin(), routed.end()) > pattern.tokens[l]) {
-      fail(file, fmt::format("tensor routed_count, row {}: more tokens were routed to an expert than the {} that were counted", l,
-                             pattern.tokens[l]));
+      fail(file,
+           fmt::format("tensor routed_count, row {}: more tokens were routed to an expert than the {} that were counted", l,
+                       pattern.tokens[l]));
     }
   }
 }
@@ -171,8 +177,11 @@ Pattern PatternFile::read() const {
 std::vector<float> PatternFile::signature_rows(SignatureStat stat, int depth) const {
   const Signature& signature = facts_.signature;
   if (depth > signature.depth) {
-    fail(file_, fmt::format("its signature covers {} MoE layers, not the {} asked for; lower --depth, or add the pattern again with a "
-                            "deeper one", signature.depth, depth));
+    fail(file_,
+         fmt::format(
+             "its signature covers {} MoE layers, not the {} asked for; lower --depth, or add the pattern again with a "
+             "deeper one",
+             signature.depth, depth));
   }
   const auto experts = static_cast<std::size_t>(facts_.manifest.experts);
   const auto rows = static_cast<std::size_t>(signature.prototypes);
@@ -182,8 +191,11 @@ std::vector<float> PatternFile::signature_rows(SignatureStat stat, int depth) co
   file_.read(*tensor, 0, std::as_writable_bytes(std::span(read)));
   std::vector<float> out(read.size());  // from [depth, rows, experts]
   for (std::size_t i = 0; i < read.size(); ++i) {
-    if (!(read[i] >= 0) || read[i] > 1e30F) fail(file_, fmt::format("tensor {}, element {}: expected a finite number that is not "
-                                                                    "negative, got {}", tensor->name, i, read[i]));
+    if (!(read[i] >= 0) || read[i] > 1e30F) {
+      fail(file_, fmt::format("tensor {}, element {}: expected a finite number that is not "
+                              "negative, got {}",
+                              tensor->name, i, read[i]));
+    }
     const std::size_t expert = i % experts, row = i / experts % rows, layer = i / experts / rows;
     out[(row * layers + layer) * experts + expert] = read[i];
   }
@@ -195,7 +207,9 @@ std::optional<double> PatternFile::radius(SignatureStat stat, int depth) const {
   if (tensor == nullptr) return std::nullopt;
   double value = 0;
   file_.read(*tensor, static_cast<std::uint64_t>(depth - 1) * sizeof(double), std::as_writable_bytes(std::span(&value, 1)));
-  if (!(value >= 0 && value <= 2)) fail(file_, fmt::format("tensor {}: {} is no distance, from 0 to 2", tensor->name, value));
+  if (!(value >= 0 && value <= 2)) {
+    fail(file_, fmt::format("tensor {}: {} is no distance, from 0 to 2", tensor->name, value));
+  }
   return value;
 }
 
@@ -215,7 +229,9 @@ std::vector<float> PatternFile::published_row() const {
 
 void write_pattern(const std::filesystem::path& target, const Pattern& pattern) {
   Pattern copy = pattern;  // fields are writable spans
-  const Fields fields({.name = {}, .manifest = pattern.manifest, .signature = pattern.signature, .second_order = !pattern.atoms.empty()}, &copy);
+  const Fields fields(
+      {.name = {}, .manifest = pattern.manifest, .signature = pattern.signature, .second_order = !pattern.atoms.empty()},
+      &copy);
   std::vector<TensorSpec> specs;
   for (const auto& field : fields.list()) specs.push_back(field.spec);
   SafetensorsWriter writer(target, specs, {{"moetrim_format", kFormat},

@@ -21,7 +21,9 @@ double squares(std::span<const float> values) {
 class Comparison {
  public:
   Comparison(const SignatureTable& table, const RetrieveOptions& options)
-      : table_(table), options_(options), width_(static_cast<std::size_t>(table.depth) * static_cast<std::size_t>(table.experts)) {
+      : table_(table),
+        options_(options),
+        width_(static_cast<std::size_t>(table.depth) * static_cast<std::size_t>(table.experts)) {
     for (std::size_t row = 0; row < table.owner.size(); ++row) row_squares_.push_back(squares(row_of(row)));
   }
 
@@ -90,7 +92,8 @@ class Comparison {
 
 }  // namespace
 
-std::vector<Retrieval> retrieve(const SignatureTable& table, std::span<const TextRouting> texts, const RetrieveOptions& options) {
+std::vector<Retrieval> retrieve(const SignatureTable& table, std::span<const TextRouting> texts,
+                                const RetrieveOptions& options) {
   if (table.names.empty()) throw InvalidInput("the library holds no pattern; add one with moetrim patterns add");
   const Comparison comparison(table, options);
   std::vector<Retrieval> out;

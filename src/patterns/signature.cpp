@@ -111,7 +111,8 @@ std::vector<float> mean_rows(std::span<const TextRouting> prompts, std::size_t s
 }
 
 /// A row over the first layers, as retrieval sees it.
-std::vector<double> row_of(const Signature& signature, std::size_t stat, std::size_t row, std::size_t depth, std::size_t experts) {
+std::vector<double> row_of(const Signature& signature, std::size_t stat, std::size_t row, std::size_t depth,
+                           std::size_t experts) {
   std::vector<double> out;
   for (std::size_t l = 0; l < depth; ++l) {
     const auto begin = signature.rows[stat].begin() +
@@ -152,8 +153,9 @@ Signature signature_of_task(const Statistics& statistics, int task, std::string_
     const LayerStatistics& layer = statistics.layers[static_cast<std::size_t>(l)];
     const double tokens = layer.task_tokens(task);
     if (tokens <= 0) {
-      throw InvalidInput(fmt::format("task {}: no token of it was counted in layer {}, so nothing can tell it from other tasks",
-                                     in_quotes(statistics.manifest.tasks.at(static_cast<std::size_t>(task)).name), layer.layer));
+      throw InvalidInput(
+          fmt::format("task {}: no token of it was counted in layer {}, so nothing can tell it from other tasks",
+                      in_quotes(statistics.manifest.tasks.at(static_cast<std::size_t>(task)).name), layer.layer));
     }
     for (std::size_t stat = 0; stat < out.rows.size(); ++stat) {
       for (const double sum : layer.task_total(stat_of(static_cast<SignatureStat>(stat)), task)) {

@@ -35,7 +35,8 @@ int main(int argc, char** argv) {
   }
   begin = std::chrono::steady_clock::now();
   const auto found = retrieve(table, texts, {});
-  fmt::print("{} patterns, {} rows, {:.1f} MB of signatures read in {:.3f} s, compared in {:.4f} s\n", table.names.size(), table.owner.size(),
-             static_cast<double>(table.rows.size() * sizeof(float)) / 1e6, reading, seconds_since(begin));
+  fmt::print("{} patterns, {} rows, {:.1f} MB of signatures read in {:.3f} s, compared in {:.4f} s\n", table.names.size(),
+             table.owner.size(), static_cast<double>(table.rows.size() * sizeof(float)) / 1e6, reading,
+             seconds_since(begin));
   return found.size() == texts.size() ? 0 : 1;
 }

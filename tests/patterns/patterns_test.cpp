@@ -106,7 +106,8 @@ TEST_CASE("prompts of several kinds make rows of their own, and a limit", "[patt
   CHECK(both.prototypes == 2);  // 40 prompts, 16 for a row
   CHECK(mean.radius[0][0] > 0.25);
   CHECK(both.radius[0][0] < 0.01);
-  CHECK_THAT(given::thrown_by([&] { signature_of_prompts(std::span(texts).first(15), 1, 4, 1); }), Contains("at least 16 prompts, got 15"));
+  CHECK_THAT(given::thrown_by([&] { signature_of_prompts(std::span(texts).first(15), 1, 4, 1); }),
+             Contains("at least 16 prompts, got 15"));
 
   const given::TempFolder folder;
   const Statistics statistics = given::random_statistics(2, 4, 2, 1);
@@ -126,7 +127,8 @@ TEST_CASE("prompts of several kinds make rows of their own, and a limit", "[patt
   CHECK(found[2].confidence == 0);
   CHECK_FALSE(retrieve(table, queries, {.threshold = 0.999})[0].fits);
   CHECK(retrieve(table, queries, {.limit = 2})[2].fits);
-  CHECK_THAT(given::thrown_by([&] { library.signatures(SignatureStat::routed_count, 2); }), Contains("covers 1 MoE layers, not the 2"));
+  CHECK_THAT(given::thrown_by([&] { library.signatures(SignatureStat::routed_count, 2); }),
+             Contains("covers 1 MoE layers, not the 2"));
 }
 
 TEST_CASE("a pattern that lies between two is not sure", "[patterns]") {
@@ -150,13 +152,15 @@ TEST_CASE("a library takes patterns of one checkpoint, each name once", "[patter
   CHECK_THAT(given::thrown_by([&] { library.read("mth"); }), Contains("did you mean \"math\"?"));
   for (const char* name : {"", ".math", "-math", "a/b", "..", "a b", "a\nb"}) {
     CAPTURE(name);
-    CHECK_THAT(given::thrown_by([&] { library.add(name, pattern); }), Contains("UsageError") && Contains("cannot name a pattern"));
+    CHECK_THAT(given::thrown_by([&] { library.add(name, pattern); }),
+               Contains("UsageError") && Contains("cannot name a pattern"));
   }
   statistics.manifest.checkpoint_fingerprint = "ffffffffffffffffffffffffffffffff";
   CHECK_THAT(given::thrown_by([&] { PatternLibrary::open_or_make(folder / "lib", statistics.manifest); }),
              Contains("checkpoint_fingerprint") && Contains("patterns of one checkpoint"));
   write_pattern(folder / "lib" / "stranger.safetensors", make_pattern(statistics, 0));  // by hand
-  CHECK_THAT(given::thrown_by([&] { library.list(); }), Contains("stranger.safetensors") && Contains("checkpoint_fingerprint"));
+  CHECK_THAT(given::thrown_by([&] { library.list(); }),
+             Contains("stranger.safetensors") && Contains("checkpoint_fingerprint"));
   library.remove("stranger");
   CHECK(library.names() == std::vector<std::string>{"math"});
   CHECK_THAT(given::thrown_by([&] { PatternLibrary::open(folder / "none"); }), Contains("no pattern library"));
@@ -181,7 +185,8 @@ TEST_CASE("a damaged pattern names its file", "[patterns]") {
   SECTION("a signature that is not a number") {
     pattern.signature.rows[0][1] = NAN;
     library.add("math", pattern);
-    CHECK_THAT(given::thrown_by([&] { library.signatures(SignatureStat::routed_count, 1); }), Contains("signature.routed_count"));
+    CHECK_THAT(given::thrown_by([&] { library.signatures(SignatureStat::routed_count, 1); }),
+               Contains("signature.routed_count"));
   }
   SECTION("more tokens than were counted") {
     pattern.tokens[1] += 1;
@@ -240,7 +245,8 @@ TEST_CASE("what a killed writer left is no pattern, and goes after a day", "[pat
   const given::TempFolder folder;
   const Statistics statistics = given::random_statistics(2, 4, 2, 1);
   const auto library = PatternLibrary::open_or_make(folder / "lib", statistics.manifest);
-  const fs::path old = folder / "lib" / ".math.0123456789abcdef.writing.partial", fresh = folder / "lib" / ".code.0123456789abcdef.writing";
+  const fs::path old = folder / "lib" / ".math.0123456789abcdef.writing.partial",
+                 fresh = folder / "lib" / ".code.0123456789abcdef.writing";
   for (const auto& file : {old, fresh}) std::ofstream(file) << "half";
   fs::last_write_time(old, fs::file_time_type::clock::now() - std::chrono::hours(48));
   library.add("math", make_pattern(statistics, 0));
