@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plans for one task, for several, and against one, at the same number of experts: the tables of docs/tasks.md.
 
-Usage: task_mixes.py [--samples 20] [--keep 16 12 8] [--protect 0.1 0.2] [--drop 0.5 1]
+Usage: task_mixes.py [--samples 20] [--keep 16 12 8] [--protect 0.1 0.2] [--drop 0.1 0.25 0.5 1] [--rows TEXT]
 
 Calibrates the demo model on each of its tasks once. All plans of a size share one pass for the loss, on 100 unseen samples of every
 task; exact match is of the first --samples of them. Cells are exact match in per cent (loss in nats per response token), means.
@@ -72,7 +72,7 @@ def evaluate(plans, samples, exact):
 def table(rows, matches, losses):
     cells = {}
     for (name, columns, _), match, loss in zip(rows, matches, losses):
-        for column, tasks in columns.items():
+        for column, tasks in {**columns, "all six": TASKS}.items():
             found = cells.setdefault(name, {}).setdefault(column, ([], []))
             found[0].extend(match[t] for t in tasks)
             found[1].extend(loss[t] for t in tasks)
@@ -86,7 +86,8 @@ def main():
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--keep", type=int, nargs="+", default=[16, 12, 8])
     parser.add_argument("--protect", type=float, nargs="*", default=[0.1, 0.2])
-    parser.add_argument("--drop", type=float, nargs="*", default=[0.5, 1])
+    parser.add_argument("--drop", type=float, nargs="*", default=[0.1, 0.25, 0.5, 1])
+    parser.add_argument("--rows", default="", help="only rows whose name has this text")
     arguments = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +98,8 @@ def main():
             rows = []
             files = []
             for name, columns, options in plans_of(folder, arguments.protect, arguments.drop):
+                if arguments.rows not in name:
+                    continue
                 file = folder / f"{keep}-{len(rows)}.json"
                 moetrim("plan", *options, "--keep", keep, "-o", file)
                 rows.append((name, columns, options))
