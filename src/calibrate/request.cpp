@@ -56,11 +56,12 @@ void check_sequential(const CalibrateOptions& options) {
   if (!options.sequential) return;
   if (!options.sequential->choose) throw Error("a sequential calibration needs a choice");
   if (options.second_order) {
-    throw UsageError("a sequential calibration has no reverse sweep: the loss gradient of one layer needs all later ones; leave out second-order");
+    throw UsageError("a sequential calibration has no reverse sweep: the loss gradient of one layer needs all later ones; "
+                     "leave out second-order");
   }
   if (options.share.count > 1) {
-    throw UsageError("a sequential calibration chooses a layer's experts from all demonstrations, which none of several processes "
-                     "has; run it as one process");
+    throw UsageError("a sequential calibration chooses a layer's experts from all demonstrations, which none of several "
+                     "processes has; run it as one process");
   }
 }
 

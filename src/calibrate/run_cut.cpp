@@ -76,7 +76,8 @@ double row_operations(const Model& model, const CalibrateOptions& options, std::
 std::uint64_t reread_bytes(const Model& model, const CalibrateOptions& options, std::uint64_t held) {
   const std::uint64_t all = block_expert_bytes(model);
   if (!options.sequential || held >= all) return 0;
-  const std::uint64_t kept = all / static_cast<std::uint64_t>(model.experts) * static_cast<std::uint64_t>(options.sequential->keep);
+  const auto keep = static_cast<std::uint64_t>(options.sequential->keep);
+  const std::uint64_t kept = all / static_cast<std::uint64_t>(model.experts) * keep;
   return std::min(kept, all - held) * model.moe_layers().size();
 }
 

@@ -19,7 +19,7 @@ struct RunCut {
 
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options);
 
-/// What is held of a block's experts between its two runs, of a sequential calibration: all, or what has room beside the tokens.
+/// What a sequential calibration holds of a block's experts between its two runs: all, or what has room beside the tokens.
 std::uint64_t held_expert_bytes(const Model& model, const MemoryPlan& plan, std::int64_t tokens);
 
 /// @throws OutOfResources when a demonstration does not fit the memory or the disk.

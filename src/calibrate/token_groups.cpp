@@ -32,9 +32,10 @@ void append(TokenGroup& group, const Source& source, Count count) {
 /// Which experts stay depends on all tokens.
 [[noreturn]] void refuse_groups(const std::vector<std::int64_t>& lengths, const MemoryPlan& plan) {
   const std::uint64_t tokens = static_cast<std::uint64_t>(std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}));
-  throw OutOfResources(fmt::format("a sequential calibration holds the hidden states of all {} tokens at once, and the memory budget holds "
-                                   "{}; raise --max-memory to {} MiB, or take fewer tokens with --samples or --max-tokens", tokens,
-                                   plan.group_tokens, ((plan.fixed_bytes + plan.token_bytes * tokens) >> 20) + 1));
+  const std::uint64_t needed = plan.fixed_bytes + plan.token_bytes * tokens;
+  throw OutOfResources(fmt::format("a sequential calibration holds the hidden states of all {} tokens at once, and the memory budget "
+                                   "holds {}; raise --max-memory to {} MiB, or take fewer tokens with --samples or --max-tokens",
+                                   tokens, plan.group_tokens, (needed >> 20) + 1));
 }
 
 }  // namespace

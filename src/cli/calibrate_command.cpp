@@ -157,8 +157,8 @@ std::string describe_boundaries(const CalibrateEstimate& e) {
 
 /// What a sequential calibration reads twice.
 std::string describe_reread(const CalibrateEstimate& e) {
-  return fmt::format("sequential: the experts of a layer do not fit beside the tokens; up to {} of them are read a second time, which a "
-                     "larger --max-memory saves", human_bytes(e.reread_bytes));
+  return fmt::format("sequential: the experts of a layer do not fit beside the tokens; up to {} of them are read a second time, "
+                     "which a larger --max-memory saves", human_bytes(e.reread_bytes));
 }
 
 void print_estimate(const Session& session, const CalibrateEstimate& e, const MachineRates& rates) {
@@ -189,31 +189,40 @@ struct SequentialFlags {
   std::optional<std::uint64_t> seed;
 
   void add(CLI::App& command) {
-    command.add_flag("--sequential", on, "Measure every layer behind layers that keep only what --method and --keep leave of them, "
-                                         "as plan would; in the same single read of the checkpoint");
-    command.add_option("--method", plan.score.method, "With --sequential: scoring method, or several as in easy-ep+reap; see score --help");
+    command.add_flag("--sequential", on,
+                     "Measure every layer behind layers that keep only what --method and --keep leave of them, as plan would; in "
+                     "the same single read of the checkpoint");
+    command.add_option("--method", plan.score.method,
+                       "With --sequential: scoring method, or several as in easy-ep+reap; see score --help");
     command.add_option("--keep", plan.keep, "With --sequential: experts of every layer that stay, as for plan");
-    command.add_option("--task-weight", plan.score.tasks, "With --sequential: choose for these tasks alone, NAME or NAME=WEIGHT; "
-                                                          "default: all with weight 1")->allow_extra_args(false);
+    command.add_option("--task-weight", plan.score.tasks,
+                       "With --sequential: choose for these tasks alone, NAME or NAME=WEIGHT; default: all with weight 1")
+        ->allow_extra_args(false);
     command.add_option("--variant", variant, "With --sequential: executed or official, as for plan")
         ->check(CLI::IsMember({"executed", "official"}));
     command.add_option("--seed", seed, "With --sequential: of the random method");
-    command.add_option("--protect", plan.protect, "With --sequential: experts that stay whatever their score, LAYER:EXPERT,EXPERT; "
-                                                  "repeatable")->allow_extra_args(false);
-    command.add_flag("--regroup", plan.regroup, "With --sequential: pruned routers give up their groups of experts, as for plan");
+    command.add_option("--protect", plan.protect,
+                       "With --sequential: experts that stay whatever their score, LAYER:EXPERT,EXPERT; repeatable")
+        ->allow_extra_args(false);
+    command.add_flag("--regroup", plan.regroup,
+                     "With --sequential: pruned routers give up their groups of experts, as for plan");
   }
 
-  /// The options of a plan. @throws UsageError when they are there without --sequential, or ask for more than one layer can say
+  bool any() const {
+    return variant || seed || plan.regroup || !plan.score.method.empty() || !plan.keep.empty() || !plan.score.tasks.empty() ||
+           !plan.protect.empty();
+  }
+
+  /// The options of a plan. @throws UsageError when they are there without --sequential, or ask for more than one layer says
   PlanFlags checked() const {
     PlanFlags out = plan;
     if (variant) out.score.variant = *variant;
     if (seed) out.score.seed = *seed;
     if (on) {
       check_sequential(out);
-    } else if (variant || seed || plan.regroup || !(plan.score.method.empty() && plan.keep.empty() && plan.score.tasks.empty() &&
-                                                    plan.protect.empty())) {
-      throw UsageError("--method, --keep, --task-weight, --variant, --seed, --protect and --regroup are for --sequential; without it "
-                       "plan takes them");
+    } else if (any()) {
+      throw UsageError("--method, --keep, --task-weight, --variant, --seed, --protect and --regroup are for --sequential; "
+                       "without it plan takes them");
     }
     return out;
   }
@@ -228,7 +237,9 @@ struct Flags : CalibrateFlags {
 void check_first(const Flags& flags) {
   flags.check();
   flags.sequential.checked();
-  if (flags.sequential.on && flags.wants("none")) throw UsageError("--sequential chooses by what is measured; leave out --statistics none");
+  if (flags.sequential.on && flags.wants("none")) {
+    throw UsageError("--sequential chooses by what is measured; leave out --statistics none");
+  }
   const bool measures = flags.statistics != "none";
   if (measures != flags.output.empty() || flags.dry_run) return;
   throw UsageError(measures ? "-o is required: the folder for the statistics, for example -o math.stats"
@@ -268,7 +279,9 @@ void run_calibrate(const Session& session, const Flags& flags, RankGroup* ranks)
   const auto tasks = read_tasks(flags.task, flags.folder, flags.task.task_options(model.vocabulary));
   CalibrateOptions options = options_of(session, flags, ranks);
   if (flags.sequential.on) {
-    if (ranks != nullptr) throw UsageError("--sequential chooses from all demonstrations, which none of several processes has; run one process");
+    if (ranks != nullptr) {
+      throw UsageError("--sequential chooses from all demonstrations, which none of several processes has; run one process");
+    }
     make_sequential(flags.sequential.checked(), model, tasks, options);
   }
   if (model.nested_config && !model.family->untouched.empty()) {

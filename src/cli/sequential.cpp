@@ -45,8 +45,8 @@ void check_sequential(const PlanFlags& flags) {
   }
   const MethodMix method = MethodMix::parse(flags.score.method);
   if (method.grain() == Grain::atom || flags.needs_second_order()) {
-    throw UsageError(fmt::format("{} needs the reverse sweep, which a sequential calibration does not have; choose a first-order method "
-                                 "over experts", method.name()));
+    throw UsageError(fmt::format("{} needs the reverse sweep, which a sequential calibration does not have; choose a "
+                                 "first-order method over experts", method.name()));
   }
   flags.check();
 }
@@ -61,7 +61,7 @@ void make_sequential(const PlanFlags& flags, const Model& model, const std::vect
     plan = plan_layer(flags, manifest, LayerStatistics(layer, static_cast<int>(tasks.size()), manifest.experts));
   }
   options.sequential = SequentialCalibration{
-      .choose = [flags](const StatisticsManifest& run, const LayerStatistics& layer) { return kept_of(plan_layer(flags, run, layer)); },
+      .choose = [flags](const auto& run, const auto& layer) { return kept_of(plan_layer(flags, run, layer)); },
       .keep = plan->keep,
       .regroup = flags.regroup,
       .facts = choice_of(*plan, flags.protect)};

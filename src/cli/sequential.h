@@ -7,7 +7,8 @@
 namespace moetrim::cli {
 
 /// Whether one layer's statistics are enough to choose its experts with these options.
-/// @throws UsageError naming the option that asks for more: atomic experts, merging, budgets over all layers, other statistics.
+/// @throws UsageError naming the option that asks for more: atomic experts, merging, budgets over all layers, other
+///         statistics.
 void check_sequential(const PlanFlags& flags);
 
 /// Makes the calibration sequential: from every layer stays what `plan` with these options keeps of it.

@@ -51,7 +51,8 @@ void check_same_run(const StatisticsManifest& first, const std::string& first_na
 void check_not_sequential(const std::vector<StatisticsManifest>& parts, const std::vector<std::string>& names) {
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (!parts[i].settings.contains("sequential")) continue;
-    refuse(names[i], "it was calibrated with --sequential, behind layers pruned by its own tasks; calibrate all tasks in one run");
+    refuse(names[i], "it was calibrated with --sequential, behind layers pruned by its own tasks; calibrate all tasks in one "
+                     "run");
   }
 }
 
