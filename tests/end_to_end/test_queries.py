@@ -23,19 +23,20 @@ def route(checkpoint, task, depth, memory=0):
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss", "llama4_text"])
 def test_sums_are_those_of_a_calibration(family, tmp_path):
+    """Demonstration i is slice i of the statistics."""
     models.make(tmp_path / "m", family, seed=4)
-    all_at_once = route(tmp_path / "m", write_task(tmp_path / "all.jsonl", IDS), 2)["queries"]
-    for number, ids in enumerate(IDS):
-        task = write_task(tmp_path / f"{number}.jsonl", [ids])
-        moetrim("calibrate", tmp_path / "m", "--task", task, "--dtype", "fp32", "-o", tmp_path / f"{number}.stats")
-        files = sorted((tmp_path / f"{number}.stats").glob("layer-*"))[:2]
-        [alone] = route(tmp_path / "m", task, 2)["queries"]
-        assert alone == all_at_once[number] and alone["tokens"] == len(ids)
-        assert [f"layer-{layer['layer']:05}.safetensors" for layer in alone["layers"]] == [file.name for file in files]
-        for layer, file in zip(alone["layers"], files):
+    task = write_task(tmp_path / "all.jsonl", IDS)
+    together = route(tmp_path / "m", task, 2)["queries"]
+    moetrim("calibrate", tmp_path / "m", "--task", task, "--dtype", "fp32", "-o", tmp_path / "all.stats")
+    files = sorted((tmp_path / "all.stats").glob("layer-*"))[:2]
+    for number, query in enumerate(together):
+        assert query["tokens"] == len(IDS[number])
+        assert [f"layer-{layer['layer']:05}.safetensors" for layer in query["layers"]] == [file.name for file in files]
+        for layer, file in zip(query["layers"], files):
             recorded = load_file(file)
             for name in SUMS:
-                np.testing.assert_allclose(layer[name], recorded[name][0].sum(0), rtol=1e-6, atol=1e-12, err_msg=name)
+                np.testing.assert_allclose(layer[name], recorded[name][0, number], rtol=1e-6, atol=1e-12, err_msg=name)
+    assert route(tmp_path / "m", write_task(tmp_path / "one.jsonl", IDS[1:2]), 2)["queries"] == together[1:2]
 
 
 def tensor_bytes(folder, wanted):
