@@ -90,6 +90,7 @@ void Forward::begin(TokenBatch batch) {
 }
 
 void Forward::begin_to_router(TokenBatch batch, int layer) {
+  if (!state_->model.layer[static_cast<std::size_t>(layer)].sparse) throw Error("a run was to end at the router of a dense layer");
   const c10::InferenceMode no_autograd;
   const at::Tensor hidden = state_->embedded(batch.ids);
   state_->open(std::move(batch), 0, hidden, layer + 1, LayerPart::to_router);
