@@ -111,7 +111,8 @@ def print_by_layer(rows):
         for method in METHODS[:2]:
             here = [r for r in rows if r["keep"] == keep and r["method"] == method]
             pairs = [(next(r for r in here if r["task"] == task and not r["by_layer"]),
-                      next(r for r in here if r["task"] == task and r["by_layer"])) for task in sorted({r["task"] for r in here if r["by_layer"]})]
+                      next(r for r in here if r["task"] == task and r["by_layer"]))
+                     for task in sorted({r["task"] for r in here if r["by_layer"]})]
             for side, name in enumerate(["uniform", "by layer"]):
                 mean = {k: statistics.mean(p[side][k] for p in pairs) for k in ("kl", "loss_increase", "exact_match")}
                 wins = [sum(p[side]["kl"] < p[1 - side]["kl"] for p in pairs),

@@ -143,7 +143,8 @@ std::vector<int> tried_counts(const SearchFlags& search, const RouterLimits& lim
   const int step = grid.step.empty() ? 1 : parse_count(grid.step, "search.keep.step");
   std::vector<int> counts;
   for (const int keep : keep_counts(limits, regroup)) {
-    if (keep >= from && keep <= to && (grid.from.empty() ? limits.experts - keep : keep - from) % step == 0) counts.push_back(keep);
+    const int away = grid.from.empty() ? limits.experts - keep : keep - from;
+    if (keep >= from && keep <= to && away % step == 0) counts.push_back(keep);
   }
   if (counts.empty()) {
     throw InvalidInput(fmt::format("search.keep: no number of experts from {} to {} in steps of {} works with this router", from,
@@ -167,7 +168,8 @@ std::vector<int> curve_counts(const SearchFlags& search, const RouterLimits& lim
   if (!search.curve_counts.empty()) {
     for (const int count : search.curve_counts) {
       legal_keep(limits, {.experts = count, .ratio = {}}, search.plan.regroup);
-      if (count == limits.experts) throw InvalidInput(fmt::format("search.curve-counts: {} is all experts, which costs nothing; leave it out", count));
+      if (count < limits.experts) continue;
+      throw InvalidInput(fmt::format("search.curve-counts: {} is all experts, which costs nothing; leave it out", count));
     }
     return search.curve_counts;
   }
@@ -204,7 +206,8 @@ Planner::Planner(const Model& model, const Statistics& statistics, std::filesyst
 
 const Scores& Planner::scores(const PlanFlags& flags) const {
   const auto known = scores_.find(flags.score.method);
-  return known != scores_.end() ? known->second : scores_.emplace(flags.score.method, flags.scores(statistics_)).first->second;
+  if (known != scores_.end()) return known->second;
+  return scores_.emplace(flags.score.method, flags.scores(statistics_)).first->second;
 }
 
 Plan Planner::plan(const SearchSize& size) const {
@@ -248,7 +251,8 @@ std::vector<int> Planner::evaluated_layers() const {
   return layers;
 }
 
-std::vector<SearchSize> Planner::curve_sizes(const SearchFlags& search, const std::string& method, const LayerCurve& curve) const {
+std::vector<SearchSize> Planner::curve_sizes(const SearchFlags& search, const std::string& method,
+                                             const LayerCurve& curve) const {
   const auto& layers = statistics_.manifest.moe_layers;
   const auto at = static_cast<std::size_t>(std::find(layers.begin(), layers.end(), curve.layer) - layers.begin());
   std::vector<SearchSize> sizes;

@@ -35,10 +35,13 @@ struct Flags {
 
   void add(CLI::App& command) {
     command.add_option("recipe", recipe, "Recipe of a search, JSON with // comments allowed")->required();
-    command.add_option("--max-kl", max_kl, "Most KL divergence from the whole model, nats per token")->check(CLI::NonNegativeNumber);
-    command.add_option("--max-loss-increase", max_loss_increase, "Most increase of the loss, nats per token")->check(CLI::Number);
-    command.add_option("--min-exact-match", min_exact_match, "Least share of right answers; generates them, the model must fit "
-                                                             "into memory")->check(CLI::Range(0.0, 1.0));
+    command.add_option("--max-kl", max_kl, "Most KL divergence from the whole model, nats per token")
+        ->check(CLI::NonNegativeNumber);
+    command.add_option("--max-loss-increase", max_loss_increase, "Most increase of the loss, nats per token")
+        ->check(CLI::Number);
+    command.add_option("--min-exact-match", min_exact_match,
+                       "Least share of right answers; generates them, the model must fit into memory")
+        ->check(CLI::Range(0.0, 1.0));
     command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
     command.add_option("--plans-per-pass", plans_per_pass, "Most plans that share a pass over the weights; default: 16")
         ->check(CLI::PositiveNumber);
@@ -97,7 +100,8 @@ class Search {
               {"read_bytes", read_bytes}};
     const std::string time = add_time(pass.operations * static_cast<double>(extent.calls), read_bytes,
                                       measure_rates(model_, evaluate_options()), json);
-    const std::string curves = extent.curve_points > 0 ? fmt::format(", and {} points of layers' curves", extent.curve_points) : "";
+    std::string curves;
+    if (extent.curve_points > 0) curves = fmt::format(", and {} points of layers' curves", extent.curve_points);
     session_.print(json, fmt::format("candidates  {}{}\npasses      {} at most after calibrating, of up to {} plans\n"
                                      "memory      {} at most\nread        {} at most\n{}",
                                      extent.candidates, curves, passes, texts_->plans_per_pass(),
@@ -207,7 +211,8 @@ class Search {
       arms_.push_back(planner_->by_layer_arm(recipe_.search, method, curves, tried));
       planner_->settle(arms_.back());
     }
-    write_file_atomically(recipe_.output / "sensitivity.json", Json{{"experts", model_.experts}, {"methods", file}}.dump(1) + "\n");
+    const Json json{{"experts", model_.experts}, {"methods", file}};
+    write_file_atomically(recipe_.output / "sensitivity.json", json.dump(1) + "\n");
   }
 
   void check_budget() const {
@@ -263,7 +268,9 @@ class Search {
     json["generations"] = texts_->generations();
     if (pick && test_) json["test"] = measure_test(*pick);
     write_file_atomically(recipe_.output / "result.json", json.dump(2) + "\n");
-    if (texts_->remembered_passes() > 0) session_.note(fmt::format("{} of the passes were done before", texts_->remembered_passes()));
+    if (const int before = texts_->remembered_passes(); before > 0) {
+      session_.note(fmt::format("{} of the passes were done before", before));
+    }
     if (!found_.pick) refuse();
     session_.print(json, search_table(json, recipe_.search.limits));
   }
@@ -296,7 +303,9 @@ class Search {
       const Json json = candidate_json(*found_.nearest);
       nearest = fmt::format("; the nearest is {} with {} bytes: KL {:.4f}, loss increase {:.4f}", name_of(*found_.nearest),
                             size_of(*found_.nearest).bytes, json.at("kl").get<double>(), json.at("loss_increase").get<double>());
-      if (json.contains("exact_match")) nearest += fmt::format(", exact match {:.1f}%", 100 * json.at("exact_match").get<double>());
+      if (json.contains("exact_match")) {
+        nearest += fmt::format(", exact match {:.1f}%", 100 * json.at("exact_match").get<double>());
+      }
     }
     throw InvalidInput(fmt::format("no candidate meets {}{}; what was measured is in {}", describe_limits(recipe_.search.limits),
                                    nearest, (recipe_.output / "result.json").string()));

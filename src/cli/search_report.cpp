@@ -63,8 +63,9 @@ std::string figure(const Json& row, const char* name, int digits, double factor 
 }
 
 std::string table_row(const std::string& mark, const std::string& by, const std::string& keeps, const Json& figures) {
-  return fmt::format("{:<2} {:>10}  {:<28} {:<34} {:>8} {:>8} {:>7}\n", mark, human_bytes(figures.at("bytes").get<std::uint64_t>()), by,
-                     keeps, figure(figures, "kl", 4), figure(figures, "loss", 4), figure(figures, "exact_match", 1, 100, "%"));
+  const std::string bytes = human_bytes(figures.at("bytes").get<std::uint64_t>());
+  return fmt::format("{:<2} {:>10}  {:<28} {:<34} {:>8} {:>8} {:>7}\n", mark, bytes, by, keeps, figure(figures, "kl", 4),
+                     figure(figures, "loss", 4), figure(figures, "exact_match", 1, 100, "%"));
 }
 
 std::string test_line(const Json& test) {
@@ -86,7 +87,8 @@ std::size_t halvings(std::size_t sizes) { return static_cast<std::size_t>(std::c
 std::string search_table(const Json& result, const SearchLimits& limits) {
   const Json& pick = result.at("pick");
   const auto is = [](const Json& a, const Json& b) { return a.at("arm") == b.at("arm") && a.at("bytes") == b.at("bytes"); };
-  std::string text = fmt::format("{:<2} {:>10}  {:<28} {:<34} {:>8} {:>8} {:>7}\n", "", "tensors", "by", "keeps", "KL", "loss", "exact");
+  std::string text = fmt::format("{:<2} {:>10}  {:<28} {:<34} {:>8} {:>8} {:>7}\n", "", "tensors", "by", "keeps", "KL", "loss",
+                                 "exact");
   for (const Json& row : result.at("candidates")) {
     const Json& frontier = result.at("frontier");
     const bool best = std::any_of(frontier.begin(), frontier.end(), [&](const Json& other) { return is(row, other); });
@@ -94,7 +96,8 @@ std::string search_table(const Json& result, const SearchLimits& limits) {
                       row.at("keeps").get<std::string>(), row);
   }
   text += table_row("", "the whole model", "", result.at("whole"));
-  text += fmt::format("\n{}: {}, {}\n", describe_limits(limits), pick.at("arm").get<std::string>(), pick.at("keeps").get<std::string>());
+  text += fmt::format("\n{}: {}, {}\n", describe_limits(limits), pick.at("arm").get<std::string>(),
+                      pick.at("keeps").get<std::string>());
   if (result.contains("test")) text += test_line(result.at("test"));
   return text + fmt::format("{} of {} candidates measured, {} plans in {} passes over the weights; plan in {}\n",
                             result.at("candidates").size(), result.at("grid").get<std::size_t>(),
