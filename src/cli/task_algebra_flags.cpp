@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 using Names = std::vector<std::string>;
 
 constexpr std::string_view kProtectedShare = "0.1";
+constexpr double kDropFactor = 0.1;  // takes what the plan's tasks hardly use; 1 takes what they need, see docs/tasks.md
 
 /// "NAME" or "NAME:NUMBER"
 struct Reference {
@@ -37,9 +38,9 @@ Reference parse_reference(std::string_view option, const std::string& text) {
                                in_quotes(text)));
 }
 
-/// What a number means, and its check. @param number  empty: 1
-double positive(std::string_view option, const Reference& reference) {
-  if (reference.number.empty()) return 1;
+/// @param otherwise  where the reference has no number
+double positive(std::string_view option, const Reference& reference, double otherwise = 1) {
+  if (reference.number.empty()) return otherwise;
   double value = 0;
   const char* end = reference.number.data() + reference.number.size();
   const auto [last, error] = std::from_chars(reference.number.data(), end, value, std::chars_format::fixed);
@@ -95,7 +96,7 @@ void TaskAlgebraFlags::add(CLI::App& command) {
                      "A share of every layer's experts, the best for this task, stay: TASK or FOLDER, or with :SHARE "
                      "(default: 0.1); repeatable")->allow_extra_args(false);
   command.add_option("--drop-task", drop,
-                     "Subtract this task's normalised scores: TASK or FOLDER, or with :FACTOR (default: 1); repeatable")
+                     "Subtract this task's normalised scores: TASK or FOLDER, or with :FACTOR (default: 0.1); repeatable")
       ->allow_extra_args(false);
 }
 
@@ -200,7 +201,7 @@ Scores TaskAlgebraFlags::scores(const Statistics& statistics, const MethodMix& m
     std::vector<std::pair<std::string, double>> of;
     for (const auto& name : tasks_of(statistics.manifest, reference.name)) of.emplace_back(name, 1.0);
     unwanted.push_back(moetrim::score(statistics, method, options, of));
-    factors.push_back(positive("--drop-task", reference));
+    factors.push_back(positive("--drop-task", reference, kDropFactor));
   }
   return without(wanted, unwanted, factors);
 }
