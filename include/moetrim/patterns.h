@@ -52,7 +52,12 @@ struct Signature {
   std::array<std::vector<double>, kSignatureStats> radius = {};
 };
 
-/// The signature of a task as a whole: one row. @throws InvalidInput when no token of the task counted.
+/// Kinds of prompts that the signature of a task keeps apart, at most.
+inline constexpr int kMostKinds = 16;
+
+/// The signature of a task as a whole. In the first layer its routed_count has a row for every kind of prompt, where the
+/// statistics keep those apart (LayerStatistics::prompt_routing); the rarest beyond kMostKinds go to the nearest of the others.
+/// All else is the task's mean. @throws InvalidInput when no token of the task counted.
 Signature signature_of_task(const Statistics& statistics, int task, std::string_view source);
 
 /// Fewest prompts that a row of a signature may stand for.

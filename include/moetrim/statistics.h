@@ -44,6 +44,9 @@ bool stat_combines_by_max(Stat stat);
 /// Whether a value below zero is possible: raw logits only.
 bool stat_can_be_negative(Stat stat);
 
+/// Length of a prompt's routed counts in LayerStatistics::prompt_routing.
+inline constexpr double kPromptLength = 1 << 20;
+
 /// One MoE layer.
 ///
 /// `values(stat)` is [tasks, kSlices, experts] fp64, row-major.
@@ -59,6 +62,12 @@ class LayerStatistics {
   std::vector<double> token_count;  ///< [tasks, kSlices] counted tokens
   std::vector<double> coactivation; ///< [tasks, experts, experts] tokens that routed to both; symmetric, diagonal = routed_count
   std::vector<double> transitions;  ///< [tasks, experts, experts] routed pair (i here, j in the next MoE layer); zero for the last one
+  /// Of the first MoE layer, kinds of prompts, told apart by the expert i that a demonstration's prompt uses most (ties to the
+  /// lower id): [tasks, experts, experts] the sum, over the prompts of kind i, of their routed counts scaled to length
+  /// kPromptLength and rounded, so that sums are exact in any order. Of a demonstration without a prompt all tokens. Empty in
+  /// other layers, and in statistics from before they were recorded.
+  std::vector<double> prompt_routing;
+  std::vector<double> prompt_count; ///< [tasks, experts] prompts of kind i, counted tokens or not; empty like prompt_routing
 
   std::span<double> values(Stat stat);
   std::span<const double> values(Stat stat) const;
@@ -69,6 +78,8 @@ class LayerStatistics {
   std::vector<double> task_total(Stat stat, int task) const;
   /// One task's counted tokens.
   double task_tokens(int task) const;
+  /// Makes room for prompt_routing and prompt_count, zeros where there is none yet.
+  void keep_prompts();
   /// Adds sums and takes maxima. @throws InvalidInput on different shapes.
   void add(const LayerStatistics& other);
   /// The same for one task, whose place may differ in the two. @throws InvalidInput on another layer or expert count.

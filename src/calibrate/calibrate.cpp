@@ -157,6 +157,7 @@ class Calibration {
       partial_.write_layer(state.group, before);
     }
     LayerStatistics layer = earlier(state.group, routed.layer);
+    if (routed.layer == model_.moe_layers().front()) observe_prompts(routed, group.sequences, layer);
     observe_layer(routed, measured(group, routed.layer), ObserveOptions{.tcess_top_k = options_.tcess_top_k, .tcess_threshold = options_.tcess_threshold}, layer);
     partial_.write_layer(state.group, layer);
     if (traces(state.group)) write_trace_layer(trace_folder(), routed, traced(group));
@@ -177,7 +178,9 @@ class Calibration {
   /// on how the tokens were grouped.
   LayerStatistics earlier(int group, int layer) const {
     if (group > 0) return partial_.read_layer(group - 1, layer);
-    return LayerStatistics(layer, tasks_, static_cast<int>(model_.experts));
+    LayerStatistics empty(layer, tasks_, static_cast<int>(model_.experts));
+    if (layer == model_.moe_layers().front()) empty.keep_prompts();
+    return empty;
   }
 
   void stop_if_asked(const RunState& state) const {

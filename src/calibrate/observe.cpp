@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace moetrim {
 
@@ -157,6 +158,23 @@ void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence
     observe_published_marks(routed, TokenRange(sequence), options, row_of(out, Stat::tcess_logit_sum, sequence));
     observe_first_row(routed, sequence, out);
     observe_coactivation(routed, sequence, out);
+  }
+}
+
+void observe_prompts(const RoutedLayer& routed, const std::vector<MeasuredSequence>& sequences, LayerStatistics& out) {
+  const auto slots = static_cast<std::int64_t>(routed.experts_per_token);
+  std::vector<double> counts(static_cast<std::size_t>(routed.experts));
+  for (const MeasuredSequence& sequence : sequences) {
+    if (sequence.prompt_end == sequence.begin) continue;
+    std::fill(counts.begin(), counts.end(), 0.0);
+    for (auto pair = static_cast<std::size_t>(sequence.begin * slots); pair < static_cast<std::size_t>(sequence.prompt_end * slots); ++pair) {
+      counts[static_cast<std::size_t>(routed.ids[pair])] += 1;
+    }
+    const auto kind = std::max_element(counts.begin(), counts.end()) - counts.begin();
+    const double length = std::sqrt(std::inner_product(counts.begin(), counts.end(), counts.begin(), 0.0));
+    double* sum = task_matrix(out.prompt_routing, out, sequence.task) + kind * out.experts;
+    for (std::size_t e = 0; e < counts.size(); ++e) sum[e] += std::round(counts[e] / length * kPromptLength);
+    out.prompt_count[static_cast<std::size_t>(sequence.task * out.experts + kind)] += 1;
   }
 }
 

@@ -20,6 +20,9 @@ struct ObserveOptions {
 void observe_layer(const RoutedLayer& routed, const std::vector<MeasuredSequence>& sequences, const ObserveOptions& options,
                    LayerStatistics& out);
 
+/// Kinds of prompts; `out` has room for them.
+void observe_prompts(const RoutedLayer& routed, const std::vector<MeasuredSequence>& sequences, LayerStatistics& out);
+
 /// What a layer's router alone says about one query.
 LayerRouting observe_query(const RoutedLayer& routed, const MeasuredSequence& sequence, const ObserveOptions& options);
 

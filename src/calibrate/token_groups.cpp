@@ -18,12 +18,14 @@ void append(TokenGroup& group, const Source& source, Count count) {
   const auto begin = static_cast<std::int64_t>(group.batch.ids.size());
   const auto length = static_cast<std::int64_t>(ids.size());
   const auto counted = counted_range(*source.demonstration, count);
+  const std::int64_t prompt = source.demonstration->prompt_tokens;
   group.batch.ids.insert(group.batch.ids.end(), ids.begin(), ids.end());
   group.batch.sequences.push_back({.begin = begin, .length = length, .mask = -1, .task = source.task});
   group.sequences.push_back({.begin = begin,
                              .length = length,
                              .count_begin = begin + counted.first,
                              .count_end = begin + counted.second,
+                             .prompt_end = begin + (prompt > 0 ? std::min(prompt, length) : length),
                              .task = source.task,
                              .slice = static_cast<int>(source.index % kSlices),
                              .demonstration = source.index});

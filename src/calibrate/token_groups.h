@@ -14,6 +14,7 @@ namespace moetrim {
 struct MeasuredSequence {
   std::int64_t begin = 0, length = 0;              ///< tokens of the group
   std::int64_t count_begin = 0, count_end = 0;     ///< measured tokens, absolute in the group
+  std::int64_t prompt_end = 0;                     ///< behind the prompt's tokens, absolute; of all tokens where there is none
   int task = 0, slice = 0;
   std::int64_t demonstration = 0;                  ///< index within its task
 };

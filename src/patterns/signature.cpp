@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -141,6 +143,35 @@ double radius_of(std::span<const TextRouting> prompts, const Signature& signatur
   return distances[static_cast<std::size_t>(std::ceil(kHeld * static_cast<double>(distances.size()))) - 1];
 }
 
+/// A row per kind of prompt, the most frequent first, routed counts per token. Empty where kinds were not recorded.
+Vectors kinds_of_prompts(const LayerStatistics& layer, int task, int experts_per_token) {
+  Vectors rows, directions;
+  if (layer.prompt_count.empty()) return rows;
+  const auto experts = static_cast<std::ptrdiff_t>(layer.experts);
+  const auto counts = layer.prompt_count.begin() + task * experts;
+  std::vector<std::ptrdiff_t> kinds;
+  for (std::ptrdiff_t kind = 0; kind < experts; ++kind) {
+    if (counts[kind] > 0) kinds.push_back(kind);
+  }
+  std::stable_sort(kinds.begin(), kinds.end(), [&](auto a, auto b) { return counts[a] > counts[b]; });
+  for (const std::ptrdiff_t kind : kinds) {
+    const auto begin = layer.prompt_routing.begin() + (task * experts + kind) * experts;
+    const std::vector<double> sum(begin, begin + experts);
+    if (std::ssize(rows) < kMostKinds) {
+      rows.push_back(sum);
+      directions.push_back(unit(sum));
+    } else {
+      auto& nearest = rows[nearest_row(directions, unit(sum))];
+      std::transform(sum.begin(), sum.end(), nearest.begin(), nearest.begin(), std::plus<>());
+    }
+  }
+  for (auto& row : rows) {
+    const double total = std::accumulate(row.begin(), row.end(), 0.0);
+    for (double& value : row) value *= experts_per_token / total;
+  }
+  return rows;
+}
+
 }  // namespace
 
 std::string_view signature_stat_name(SignatureStat stat) { return stat_name(stat_of(stat)); }
@@ -149,6 +180,8 @@ Signature signature_of_task(const Statistics& statistics, int task, std::string_
   Signature out;
   out.source = source;
   out.depth = std::min(kMostSignatureLayers, static_cast<int>(statistics.layers.size()));
+  const Vectors kinds = kinds_of_prompts(statistics.layers.front(), task, statistics.manifest.experts_per_token);
+  out.prototypes = std::max(1, static_cast<int>(kinds.size()));
   for (int l = 0; l < out.depth; ++l) {
     const LayerStatistics& layer = statistics.layers[static_cast<std::size_t>(l)];
     const double tokens = layer.task_tokens(task);
@@ -158,8 +191,12 @@ Signature signature_of_task(const Statistics& statistics, int task, std::string_
                       in_quotes(statistics.manifest.tasks.at(static_cast<std::size_t>(task)).name), layer.layer));
     }
     for (std::size_t stat = 0; stat < out.rows.size(); ++stat) {
-      for (const double sum : layer.task_total(stat_of(static_cast<SignatureStat>(stat)), task)) {
-        out.rows[stat].push_back(static_cast<float>(sum / tokens));
+      const bool by_kind = l == 0 && !kinds.empty() && static_cast<SignatureStat>(stat) == SignatureStat::routed_count;
+      auto mean = layer.task_total(stat_of(static_cast<SignatureStat>(stat)), task);
+      for (double& value : mean) value /= tokens;
+      for (int row = 0; row < out.prototypes; ++row) {
+        const auto& values = by_kind ? kinds[static_cast<std::size_t>(row)] : mean;
+        out.rows[stat].insert(out.rows[stat].end(), values.begin(), values.end());
       }
     }
   }

@@ -9,9 +9,10 @@ namespace moetrim {
 namespace {
 
 constexpr std::string_view kFormat = "statistics-layer-1";  // name and version
+constexpr std::string_view kPromptCount = "prompt_count";
 
 /// What the file holds, in the order of its bytes; the spans are empty when `layer` is null.
-std::vector<StatisticsField> fields_of(int tasks, int experts, LayerStatistics* layer) {
+std::vector<StatisticsField> fields_of(int tasks, int experts, bool prompts, LayerStatistics* layer) {
   const std::vector<std::int64_t> per_slice{tasks, kSlices, experts};
   const std::vector<std::int64_t> pairs{tasks, experts, experts};
   std::vector<StatisticsField> fields;
@@ -27,6 +28,9 @@ std::vector<StatisticsField> fields_of(int tasks, int experts, LayerStatistics* 
   fields.push_back({{"token_count", Dtype::f64, {tasks, kSlices}}, of(&LayerStatistics::token_count)});
   fields.push_back({{"coactivation", Dtype::f64, pairs}, of(&LayerStatistics::coactivation)});
   fields.push_back({{"transitions", Dtype::f64, pairs}, of(&LayerStatistics::transitions)});
+  if (!prompts) return fields;
+  fields.push_back({{"prompt_routing", Dtype::f64, pairs}, of(&LayerStatistics::prompt_routing)});
+  fields.push_back({{std::string(kPromptCount), Dtype::f64, {tasks, experts}}, of(&LayerStatistics::prompt_count)});
   return fields;
 }
 
@@ -47,16 +51,18 @@ std::string layer_file_name(int layer) { return fmt::format("layer-{:05d}.safete
 
 void write_layer_statistics(const std::filesystem::path& file, const LayerStatistics& layer) {
   LayerStatistics copy = layer;  // fields_of() hands out writable spans
-  write_fields(file, kFormat, layer.layer, fields_of(layer.tasks, layer.experts, &copy));
+  write_fields(file, kFormat, layer.layer, fields_of(layer.tasks, layer.experts, !layer.prompt_count.empty(), &copy));
 }
 
 LayerStatistics read_layer_statistics(const std::filesystem::path& path) {
   const auto file = SafetensorsFile::open(path);
   const int layer = read_layer_id(file, kFormat);
   const auto size = read_dimensions(file, stat_name(Stat::routed_count), fmt::format("[tasks, {}, experts]", kSlices));
-  check_fields(file, fields_of(size[0], size[2], nullptr));
+  const bool prompts = file.find(kPromptCount) != nullptr;
+  check_fields(file, fields_of(size[0], size[2], prompts, nullptr));
   LayerStatistics statistics(layer, size[0], size[2]);
-  read_fields(file, fields_of(size[0], size[2], &statistics));
+  if (prompts) statistics.keep_prompts();
+  read_fields(file, fields_of(size[0], size[2], prompts, &statistics));
   check_counts(file, statistics);
   return statistics;
 }

@@ -91,6 +91,11 @@ double LayerStatistics::task_tokens(int task) const {
   return sum;
 }
 
+void LayerStatistics::keep_prompts() {
+  prompt_routing.resize(size(tasks) * size(experts) * size(experts), 0.0);
+  prompt_count.resize(size(tasks) * size(experts), 0.0);
+}
+
 void LayerStatistics::add(const LayerStatistics& other) {
   if (tasks != other.tasks) {
     throw InvalidInput(fmt::format("layer {}: cannot add statistics of {} tasks to those of {}", layer, other.tasks, tasks));
@@ -111,6 +116,10 @@ void LayerStatistics::add_task(int task, const LayerStatistics& other, int other
   combine_block(token_count, task, other.token_count, other_task, kSlices, false);
   combine_block(coactivation, task, other.coactivation, other_task, pairs, false);
   combine_block(transitions, task, other.transitions, other_task, pairs, false);
+  if (other.prompt_count.empty()) return;
+  keep_prompts();
+  combine_block(prompt_routing, task, other.prompt_routing, other_task, pairs, false);
+  combine_block(prompt_count, task, other.prompt_count, other_task, size(experts), false);
 }
 
 LayerStatistics LayerStatistics::first_slices(int count) const {
