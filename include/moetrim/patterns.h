@@ -52,16 +52,16 @@ struct Signature {
   std::array<std::vector<double>, kSignatureStats> radius = {};
 };
 
+/// Fewest prompts that a row of a signature may stand for.
+inline constexpr int kLeastPromptsPerPrototype = 16;
 /// Kinds of prompts that the signature of a task keeps apart, at most.
 inline constexpr int kMostKinds = 16;
 
-/// The signature of a task as a whole. In the first layer its routed_count has a row for every kind of prompt, where the
-/// statistics keep those apart (LayerStatistics::prompt_routing); the rarest beyond kMostKinds go to the nearest of the others.
-/// All else is the task's mean. @throws InvalidInput when no token of the task counted.
+/// The signature of a task as a whole. In the first layer its routed_count has a row for every kind of prompt that the
+/// statistics keep apart (LayerStatistics::prompt_routing); what is rarer than kLeastPromptsPerPrototype, or beyond kMostKinds,
+/// goes to the nearest of the others. All else, and a task without a frequent kind, has the mean.
+/// @throws InvalidInput when no token of the task counted.
 Signature signature_of_task(const Statistics& statistics, int task, std::string_view source);
-
-/// Fewest prompts that a row of a signature may stand for.
-inline constexpr int kLeastPromptsPerPrototype = 16;
 
 /// Spherical k-means over the prompts' routed_count, which starts from the mean and adds the prompt that is farthest from all
 /// rows; a row is the mean of its prompts. Fewer rows than asked for where there are not enough prompts.

@@ -143,7 +143,8 @@ double radius_of(std::span<const TextRouting> prompts, const Signature& signatur
   return distances[static_cast<std::size_t>(std::ceil(kHeld * static_cast<double>(distances.size()))) - 1];
 }
 
-/// A row per kind of prompt, the most frequent first, routed counts per token. Empty where kinds were not recorded.
+/// A row per kind of prompt, the most frequent first, routed counts per token. Empty where kinds were not recorded, or none is
+/// met often enough.
 Vectors kinds_of_prompts(const LayerStatistics& layer, int task, int experts_per_token) {
   Vectors rows, directions;
   if (layer.prompt_count.empty()) return rows;
@@ -157,10 +158,10 @@ Vectors kinds_of_prompts(const LayerStatistics& layer, int task, int experts_per
   for (const std::ptrdiff_t kind : kinds) {
     const auto begin = layer.prompt_routing.begin() + (task * experts + kind) * experts;
     const std::vector<double> sum(begin, begin + experts);
-    if (std::ssize(rows) < kMostKinds) {
+    if (std::ssize(rows) < kMostKinds && counts[kind] >= kLeastPromptsPerPrototype) {
       rows.push_back(sum);
       directions.push_back(unit(sum));
-    } else {
+    } else if (!rows.empty()) {
       auto& nearest = rows[nearest_row(directions, unit(sum))];
       std::transform(sum.begin(), sum.end(), nearest.begin(), nearest.begin(), std::plus<>());
     }

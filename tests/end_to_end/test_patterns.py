@@ -34,13 +34,30 @@ def sums(stats, stat, depth):
     return np.stack(rows)
 
 
+def signature(stats, stat, depth):
+    """[rows, depth * experts]: routed counts of the first layer by kind of prompt, everything else the mean."""
+    mean = sums(stats, stat, depth)
+    layer = load_file(min(stats.glob("layer-*")))
+    frequent = layer["prompt_count"][0] >= 16
+    if stat != "routed_count" or not frequent.any():
+        return mean.reshape(1, -1)
+    kinds = layer["prompt_routing"][0][frequent]
+    directions = kinds / np.linalg.norm(kinds, axis=1, keepdims=True)
+    for rare in layer["prompt_routing"][0][~frequent]:
+        kinds[(directions @ rare).argmax()] += rare
+    kinds *= mean[0].sum() / kinds.sum(1, keepdims=True)
+    return np.stack([np.concatenate([kind, mean[1:].ravel()]) for kind in kinds])
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A model m, statistics low.stats and high.stats, and a library lib of both."""
     folder = tmp_path_factory.mktemp("patterns")
     models.make(folder / "m", "deepseek_v3", seed=3)
     for name, low, high in (("low", 3, 40), ("high", 60, 100)):
-        moetrim("patterns", "add", folder / "lib", calibrate(folder, name, ids_between(1, [40, 30, 50], low, high)))
+        ids = ids_between(1, [40, 30, 50], low, high)
+        # The first one often enough for a kind of its own.
+        moetrim("patterns", "add", folder / "lib", calibrate(folder, name, ids + ids[:1] * (16 if name == "low" else 0)))
     return folder
 
 
@@ -59,9 +76,10 @@ def test_distances_are_those_of_numpy(made):
             q = sums(query, stat, depth).ravel()
             expected = {}
             for name in ("low", "high"):
-                s = sums(tmp_path / f"{name}.stats", stat, depth).ravel()
+                rows = signature(tmp_path / f"{name}.stats", stat, depth)
                 official = "official" in more
-                expected[name] = ((q - s) ** 2).sum() if official else 1 - q @ s / np.linalg.norm(q) / np.linalg.norm(s)
+                distances = ((q - rows) ** 2).sum(1) if official else 1 - rows @ q / np.linalg.norm(q) / np.linalg.norm(rows, axis=1)
+                expected[name] = distances.min()
             got = {match["name"]: match["distance"] for match in result["nearest"]}
             assert list(got) == sorted(expected, key=expected.get)
             for name in expected:
@@ -151,17 +169,21 @@ def first_lines(source, target, count):
 
 
 def test_unseen_prompts_of_the_demo_model_find_their_task(tmp_path):
+    """By the statistics alone, and by single prompts."""
     for task in ("sorting", "text"):
         demonstrations = first_lines(ROOT / f"calibration/{task}.jsonl", tmp_path / f"{task}.jsonl", 96)
         moetrim("calibrate", DEMO, "--task", demonstrations, "-o", tmp_path / f"{task}.stats")
+        moetrim("patterns", "add", tmp_path / "plain", tmp_path / f"{task}.stats")
         moetrim("patterns", "add", tmp_path / "lib", tmp_path / f"{task}.stats", "--prompts", demonstrations, "--checkpoint", DEMO)
     listed = moetrim_json("patterns", "list", tmp_path / "lib")["patterns"]
     assert [(p["name"], p["demonstrations"], p["signature"]["prompts"]) for p in listed] == [("sorting", 96, 96), ("text", 96, 96)]
     retrieve = ["patterns", "retrieve", tmp_path / "lib", "--checkpoint", DEMO]
     for task in ("sorting", "text"):
         unseen = first_lines(ROOT / f"calibration/{task}.test.jsonl", tmp_path / "unseen.jsonl", 40)
+        plain = moetrim_json("patterns", "retrieve", tmp_path / "plain", "--checkpoint", DEMO, "--queries", unseen)["results"]
         results = moetrim_json(*retrieve, "--queries", unseen)["results"]
-        assert np.mean([r["pattern"] == task for r in results]) >= 0.95
+        for found in (plain, results):
+            assert np.mean([r["pattern"] == task for r in found]) >= 0.95
         assert results[0]["query"] == json.loads(unseen.open().readline())["prompt"]
     stranger = moetrim_json(*retrieve, "--query", "Frank fills 3 bags with 2 cards each. How many cards in all?", "--fallback", "text")
     assert stranger["results"][0]["fits"] is False and stranger["results"][0]["message"] == "no pattern fits"

@@ -77,6 +77,22 @@ def test_layer_file_holds_what_hooks_see(run):
         expected = [largest[layer["ids"] == e].max(initial=0) for e in range(experts)]
         np.testing.assert_allclose(stats["max_abs"][0].max(0), expected, rtol=1e-4)
         assert stats["token_count"].sum() == sum(map(len, IDS))
+        assert ("prompt_routing" in stats) == (position == 0)
+
+
+def test_prompts_are_told_apart_by_the_expert_they_use_most(run):
+    """Kinds of prompts in the first MoE layer; without a prompt all tokens of a demonstration are one."""
+    folder, _, layers = run
+    first = min(layers)
+    experts = expert_count(run)
+    routing, counts = np.zeros((experts, experts)), np.zeros(experts)
+    for ids in np.split(layers[first]["ids"], np.cumsum([len(ids) for ids in IDS])[:-1]):
+        used = np.bincount(ids.ravel(), minlength=experts)
+        routing[used.argmax()] += np.round(used / np.linalg.norm(used) * 2**20)
+        counts[used.argmax()] += 1
+    stats = load_file(folder / f"s.stats/layer-{first:05}.safetensors")
+    np.testing.assert_array_equal(stats["prompt_count"][0], counts)
+    np.testing.assert_allclose(stats["prompt_routing"][0], routing, atol=len(IDS))
 
 
 def test_trace_holds_every_token(run):

@@ -65,6 +65,30 @@ TEST_CASE("a pattern gives the scores and the plan of its statistics", "[pattern
   for (std::size_t l = 0; l < 3; ++l) CHECK(got.layers[l].keep == expected.layers[l].keep);
 }
 
+TEST_CASE("kinds of prompts are rows of a task's signature, the rarest beside their nearest", "[patterns]") {
+  constexpr int kExperts = kMostKinds + 2;
+  const auto counts = static_cast<std::size_t>(SignatureStat::routed_count);
+  Statistics statistics = given::random_statistics(2, kExperts, 1, 1);
+  CHECK(signature_of_task(statistics, 0, "task").prototypes == 1);  // statistics from before there were kinds
+  LayerStatistics& first = statistics.layers.front();
+  first.keep_prompts();
+  // Every kind uses its own expert; the last two, met once, lean towards experts 0 and 1.
+  for (std::size_t kind = 0; kind < kExperts; ++kind) {
+    first.prompt_count[kind] = kind < kMostKinds ? kLeastPromptsPerPrototype : 1;
+    first.prompt_routing[kind * kExperts + kind] = 100;
+    if (kind >= kMostKinds) first.prompt_routing[kind * kExperts + kind - kMostKinds] = 60;
+  }
+  const Signature signature = signature_of_task(statistics, 0, "task");
+  REQUIRE(signature.prototypes == kMostKinds);
+  REQUIRE(signature.rows[counts].size() == std::size_t{2} * kMostKinds * kExperts);
+  const auto row = [&](int index) { return signature.rows[counts].begin() + index * kExperts; };
+  const auto slots = static_cast<double>(statistics.manifest.experts_per_token);
+  CHECK(row(0)[0] == Approx(slots * 160 / 260));
+  CHECK(row(0)[kMostKinds] == Approx(slots * 100 / 260));
+  CHECK(row(5)[5] == Approx(slots));
+  CHECK(std::equal(row(kMostKinds), row(kMostKinds + 1), row(kMostKinds + 1)));  // layers behind the first: the mean
+}
+
 TEST_CASE("second-order statistics of a pattern come back", "[patterns]") {
   const given::TempFolder folder;
   Statistics statistics = given::random_second_order(2, 4, 6, 2);

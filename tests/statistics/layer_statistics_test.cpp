@@ -53,6 +53,21 @@ TEST_CASE("one task is added to another place without touching the rest", "[stat
   CHECK(std::equal(part.coactivation.begin(), part.coactivation.end(), sum.coactivation.begin() + 25));
 }
 
+TEST_CASE("kinds of prompts are added where there are any", "[statistics]") {
+  LayerStatistics with(0, 1, 2);
+  with.keep_prompts();
+  with.prompt_count = {1, 2};
+  with.prompt_routing = {10, 20, 30, 40};
+  LayerStatistics sum(0, 2, 2);
+  sum.add_task(0, LayerStatistics(0, 1, 2), 0);
+  CHECK(sum.prompt_count.empty());
+  sum.add_task(1, with, 0);
+  sum.add_task(1, with, 0);
+  sum.add_task(1, LayerStatistics(0, 1, 2), 0);
+  CHECK(sum.prompt_count == std::vector<double>{0, 0, 2, 4});
+  CHECK(sum.prompt_routing == std::vector<double>{0, 0, 0, 0, 20, 40, 60, 80});
+}
+
 TEST_CASE("the first slices hold what was measured in them", "[statistics]") {
   const auto layer = given::random_layer(4, 2, 5, 2, 3);
   const auto first = layer.first_slices(2);
