@@ -30,8 +30,8 @@ constexpr std::string_view kWriting = ".writing";  // in the names of files that
 constexpr std::size_t kLongestName = 128;
 constexpr auto kLeftOverAge = std::chrono::hours(24);
 
-/// Single prompts of a task stayed within this distance of a signature made from prompts as a whole, those of other tasks did
-/// not, but for one in fifteen: measured in docs/patterns.md.
+/// Single prompts of a task stayed within this distance of a signature made from statistics, those of other tasks did not, but
+/// for one in a hundred: measured in docs/patterns.md.
 constexpr double kUnmeasuredLimit = 0.12;
 /// Prompts that nobody saw, and those worded differently, lie farther out than those that the radius was taken from.
 constexpr double kRadiusMargin = 2;
