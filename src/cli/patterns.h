@@ -27,7 +27,7 @@ enum class QueryForm : std::uint8_t {
   raw,     ///< the user's words alone, as PreMoe has published it
 };
 
-/// Lines of a task file, of which what answers is left out. @throws InvalidInput naming file and line
+/// Lines of a task file, of which what answers is left out; of a .txt file, each a query. @throws InvalidInput naming file and line
 QueryTexts read_query_file(const std::filesystem::path& file, const Model& model, QueryForm form);
 QueryTexts read_query_texts(const std::vector<std::string>& texts, const Model& model, QueryForm form);
 

@@ -61,7 +61,7 @@ void check_known(const PatternLibrary& library, const std::string& name) {
 
 void RetrieveFlags::add(CLI::App& command) {
   command.add_option("--query", queries, "What is asked; repeatable")->allow_extra_args(false);
-  command.add_option("--queries", queries_file, "File of queries, a task file; answers in it are left out");
+  command.add_option("--queries", queries_file, "File of queries: a task file, whose answers are left out, or a .txt file with a query a line");
   command.add_option("--depth", depth, "Compare the first MoE layers, so many; each costs reading and running one more")
       ->check(CLI::Range(1, kMostSignatureLayers))->capture_default_str();
   command

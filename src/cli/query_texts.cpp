@@ -63,10 +63,12 @@ class QueryReader {
 QueryTexts read_query_file(const std::filesystem::path& file, const Model& model, QueryForm form) {
   QueryReader reader(model, form);
   text::LineFile lines(file);
+  const bool plain = file.extension() == ".txt";
   std::int64_t rows = 0;
   while (const auto line = lines.next()) {
     try {
-      reader.add(text::parse_json(line->bytes));
+      if (plain) text::check_utf8(line->bytes);
+      reader.add(plain ? Json{{"prompt", line->bytes}} : text::parse_json(line->bytes));
     } catch (const InvalidInput& error) {
       throw InvalidInput(fmt::format("{}, line {}: {}", file.string(), line->number, error.what()));
     }
@@ -74,7 +76,8 @@ QueryTexts read_query_file(const std::filesystem::path& file, const Model& model
   }
   if (rows == 0) {
     throw InvalidInput(
-        fmt::format("{}: no rows; expected one JSON object a line, for example {{\"prompt\": …}}", file.string()));
+        fmt::format("{}: no rows; expected {}", file.string(),
+                    plain ? "a query a line" : "one JSON object a line, for example {\"prompt\": …}"));
   }
   return reader.take();
 }

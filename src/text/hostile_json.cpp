@@ -39,17 +39,6 @@ std::size_t utf8_length(std::string_view text) {
   return 0;
 }
 
-void check_utf8(std::string_view text) {
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t length = utf8_length(text.substr(at, 4));
-    if (length == 0) {
-      throw InvalidInput(fmt::format("not UTF-8 at byte {} (0x{:02x}); save the file as UTF-8", at,
-                                     static_cast<std::uint8_t>(text[at])));
-    }
-    at += length;
-  }
-}
-
 void check_depth(std::string_view json) {
   int depth = 0;
   bool in_string = false;
@@ -71,6 +60,17 @@ void check_depth(std::string_view json) {
 }
 
 }  // namespace
+
+void check_utf8(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = utf8_length(text.substr(at, 4));
+    if (length == 0) {
+      throw InvalidInput(fmt::format("not UTF-8 at byte {} (0x{:02x}); save the file as UTF-8", at,
+                                     static_cast<std::uint8_t>(text[at])));
+    }
+    at += length;
+  }
+}
 
 nlohmann::ordered_json parse_json(std::string_view json) {
   check_utf8(json);

@@ -185,7 +185,8 @@ def test_unseen_prompts_of_the_demo_model_find_their_task(tmp_path):
         for found in (plain, results):
             assert np.mean([r["pattern"] == task for r in found]) >= 0.95
         assert results[0]["query"] == json.loads(unseen.open().readline())["prompt"]
-    stranger = moetrim_json(*retrieve, "--query", "Frank fills 3 bags with 2 cards each. How many cards in all?", "--fallback", "text")
+    (tmp_path / "q.txt").write_text("Frank fills 3 bags with 2 cards each. How many cards in all?\n")
+    stranger = moetrim_json(*retrieve, "--queries", tmp_path / "q.txt", "--fallback", "text")
     assert stranger["results"][0]["fits"] is False and stranger["results"][0]["message"] == "no pattern fits"
     assert stranger["results"][0]["pattern"] == "text"
 
