@@ -31,6 +31,9 @@ struct EvaluateTask {
   LossSums model;
   std::vector<LossSums> plans;      ///< one per plan, against the model
   std::optional<LossSums> against;  ///< loss of the other checkpoint; kl and agree of `model` against it
+
+  /// `model`, with its distance from the other checkpoint where there is one.
+  LossSums model_against() const;
 };
 
 struct EvaluateOptions : RunOptions {

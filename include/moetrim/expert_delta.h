@@ -20,16 +20,14 @@ struct ExpertBytes {
   std::uint64_t size = 0;
 };
 
-/// All bytes of an expert in a layer: its matrices with biases and scales, its router row, its selection bias. In the order of
-/// the checkpoint's tensors; several ranges of a tensor whose expert axis is not the first. Scales that all experts share are
-/// nobody's.
-/// @throws InvalidInput when the part of one expert does not end on a byte.
-std::vector<ExpertBytes> bytes_of_expert(const Model& model, int layer, int expert);
-
 struct SlotChange {
   int slot = 0;  ///< from 0, of the layer's experts as the first plan wrote them
   int drop = 0;  ///< original id of the expert that was in it
   int load = 0;  ///< of the one that comes
+  /// All that is the coming expert's: its matrices with biases and scales, its router row, its selection bias. In the order of the
+  /// checkpoint's tensors; several ranges of a tensor whose expert axis is not the first. Scales that all experts share are
+  /// nobody's.
+  std::vector<ExpertBytes> bytes;
 };
 
 struct LayerDelta {
@@ -56,7 +54,8 @@ struct ExpertDelta {
 /// ascending order of their ids. So an expert comes into the slots of its own group, where the router has groups: both plans
 /// keep as many of each.
 /// @throws InvalidInput when a plan is not of the model, keeps parts of experts, changes values or the scale of gates, repeats
-///         experts, or when the plans differ in what becomes of groups, or in the number of experts of a layer.
+///         experts, or when the plans differ in what becomes of groups, or in the number of experts of a layer; or when the part
+///         of one expert does not end on a byte.
 ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to);
 
 /// {"layers": [{"layer", "slots", "drop", "load": [{"expert", "slot", "bytes": [{"tensor", "file", "offset", "bytes", …}]}]}],

@@ -57,6 +57,9 @@ inline constexpr int kLeastPromptsPerPrototype = 16;
 /// Kinds of prompts that the signature of a task keeps apart, at most.
 inline constexpr int kMostKinds = 16;
 
+/// {"source", "depth", "prototypes"}, and "prompts" where there are any.
+nlohmann::ordered_json signature_to_json(const Signature& signature);
+
 /// The signature of a task as a whole. In the first layer its routed_count has a row for every kind of prompt that the
 /// statistics keep apart (LayerStatistics::prompt_routing); what is rarer than kLeastPromptsPerPrototype, or beyond kMostKinds,
 /// goes to the nearest of the others. All else, and a task without a frequent kind, has the mean.

@@ -42,9 +42,9 @@ std::vector<Task> EvaluateFlags::prompts(const std::filesystem::path& checkpoint
   return read_tasks(task, checkpoint, options);
 }
 
-LossSums total(const std::vector<LossSums>& parts) {
+LossSums total(const std::vector<EvaluateTask>& tasks, const std::function<LossSums(const EvaluateTask&)>& pick) {
   LossSums sum;
-  for (const LossSums& part : parts) sum.add(part);
+  for (const EvaluateTask& task : tasks) sum.add(pick(task));
   return sum;
 }
 
@@ -93,39 +93,25 @@ nlohmann::ordered_json match_json(const ExactMatch& match) {
           {"misses", misses}};
 }
 
-std::vector<LossSums> column(const std::vector<EvaluateTask>& tasks, const std::function<LossSums(const EvaluateTask&)>& pick) {
-  std::vector<LossSums> sums;
-  for (const EvaluateTask& task : tasks) sums.push_back(pick(task));
-  return sums;
-}
-
 /// The object that --json prints, without exact match.
 nlohmann::ordered_json results_json(const std::vector<EvaluateTask>& tasks, const Flags& flags) {
-  const auto model_sums = [&](const EvaluateTask& task) {
-    LossSums sums = task.model;
-    if (task.against) {
-      sums.kl = task.against->kl;
-      sums.agree = task.against->agree;
-    }
-    return sums;
-  };
   const bool against = !flags.against.empty();
-  nlohmann::ordered_json json = loss_json(total(column(tasks, model_sums)), against);
+  nlohmann::ordered_json json = loss_json(total(tasks, &EvaluateTask::model_against), against);
   if (against) {
-    json["against"] = loss_json(total(column(tasks, [](const EvaluateTask& task) { return *task.against; })), false);
+    json["against"] = loss_json(total(tasks, [](const EvaluateTask& task) { return *task.against; }), false);
     json["against"]["checkpoint"] = flags.against;
   }
   json["tasks"] = nlohmann::ordered_json::array();
   for (const EvaluateTask& task : tasks) {
     nlohmann::ordered_json entry{{"task", task.name}};
-    entry.update(loss_json(model_sums(task), against));
+    entry.update(loss_json(task.model_against(), against));
     json["tasks"].push_back(entry);
   }
   if (flags.plans.empty()) return json;
   json["plans"] = nlohmann::ordered_json::array();
   for (std::size_t p = 0; p < flags.plans.size(); ++p) {
     nlohmann::ordered_json entry{{"plan", flags.plans[p]}};
-    entry.update(loss_json(total(column(tasks, [p](const EvaluateTask& task) { return task.plans[p]; })), true));
+    entry.update(loss_json(total(tasks, [p](const EvaluateTask& task) { return task.plans[p]; }), true));
     entry["tasks"] = nlohmann::ordered_json::array();
     for (const EvaluateTask& task : tasks) {
       nlohmann::ordered_json row{{"task", task.name}};

@@ -87,6 +87,12 @@ void check_plan_flags(const PlanFlags& flags);
 PlanFlags with_patterns(PlanFlags flags, const WeightedPatterns& patterns);
 Plan plan_patterns(const PatternLibrary& library, const PlanFlags& flags, const WeightedPatterns& patterns);
 
+/// {"name", "task", "tokens", "signature", …}
+nlohmann::ordered_json facts_json(const PatternFacts& facts);
+/// The same as a line of text.
+std::string describe_facts(const PatternFacts& facts);
+
+void add_pattern_add(CLI::App& patterns, Session& session);
 void add_pattern_retrieve(CLI::App& patterns, Session& session);
 void add_pattern_materialize(CLI::App& patterns, Session& session);
 void add_pattern_delta(CLI::App& patterns, Session& session);

@@ -169,9 +169,7 @@ class Run {
     std::vector<LossSums> sums;
     for (const EvaluateTask& task :
          moetrim::evaluate(model, tests_, recipe_.evaluate.task.count_value(), options, {}, &model_)) {
-      sums.push_back(task.model);
-      sums.back().kl = task.against->kl;
-      sums.back().agree = task.against->agree;
+      sums.push_back(task.model_against());
     }
     return sums;
   }

@@ -41,12 +41,6 @@ LossSums sums_from_json(const Json& json, const fs::path& file, const std::strin
   return sums;
 }
 
-LossSums over_tasks(const std::vector<EvaluateTask>& tasks, const std::function<LossSums(const EvaluateTask&)>& pick) {
-  LossSums sum;
-  for (const EvaluateTask& task : tasks) sum.add(pick(task));
-  return sum;
-}
-
 /// What figures depend on, but for the plan.
 Json key_of(const Model& model, const EvaluateFlags& flags, const std::vector<Task>& tasks) {
   Json key{{"fingerprint", model.checkpoint->fingerprint()},
@@ -161,9 +155,9 @@ void Measurements::pass(const std::vector<Plan>& plans, const std::vector<std::s
     return;
   }
   const auto tasks = evaluate(model_, tasks_, flags_.task.count_value(), options(), plans, nullptr);
-  set_whole(over_tasks(tasks, [](const EvaluateTask& task) { return task.model; }));
+  set_whole(total(tasks, [](const EvaluateTask& task) { return task.model; }));
   for (std::size_t p = 0; p < plans.size(); ++p) {
-    sums_[digests[p]] = over_tasks(tasks, [p](const EvaluateTask& task) { return task.plans[p]; });
+    sums_[digests[p]] = total(tasks, [p](const EvaluateTask& task) { return task.plans[p]; });
   }
   remember();
 }
@@ -189,12 +183,10 @@ void Measurements::pass_of_written(const Plan& plan, const std::string& digest) 
   }
   with_written(plan, [&](const Model& written) {
     const auto tasks = evaluate(written, tasks_, flags_.task.count_value(), options(), {}, &model_);
-    set_whole(over_tasks(tasks, [](const EvaluateTask& task) {
+    set_whole(total(tasks, [](const EvaluateTask& task) {
       return LossSums{.tokens = task.against->tokens, .loss = task.against->loss};
     }));
-    sums_[digest] = over_tasks(tasks, [](const EvaluateTask& task) {
-      return LossSums{.tokens = task.model.tokens, .loss = task.model.loss, .kl = task.against->kl, .agree = task.against->agree};
-    });
+    sums_[digest] = total(tasks, &EvaluateTask::model_against);
   });
   remember();
 }

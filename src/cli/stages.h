@@ -138,8 +138,8 @@ struct EvaluateFlags {
 /// Adds to what --dry-run says what the work and the reading will take. @return the same as a line of text
 std::string add_time(double operations, std::uint64_t read_bytes, const MachineRates& rates, nlohmann::ordered_json& json);
 
-/// Adds the tasks' sums up.
-LossSums total(const std::vector<LossSums>& parts);
+/// What `pick` takes of every task, added up.
+LossSums total(const std::vector<EvaluateTask>& tasks, const std::function<LossSums(const EvaluateTask&)>& pick);
 /// {"tokens", "loss", "perplexity"}, and {"kl", "top1_agreement"} where there is a reference.
 nlohmann::ordered_json loss_json(const LossSums& sums, bool with_reference);
 

@@ -59,6 +59,15 @@ Names names_of(const StatisticsManifest& manifest) {
   return names;
 }
 
+using WeightedNames = std::vector<std::pair<std::string, double>>;
+
+/// Each with weight 1.
+WeightedNames weighted(const Names& names) {
+  WeightedNames out;
+  for (const auto& name : names) out.emplace_back(name, 1.0);
+  return out;
+}
+
 bool has(const Names& names, const std::string& name) { return std::find(names.begin(), names.end(), name) != names.end(); }
 
 bool is_statistics(const fs::path& folder) { return fs::exists(folder / "manifest.json"); }
@@ -74,10 +83,9 @@ void check_numbers(const MethodMix& method, const ScoreOptions& options) {
 }
 
 /// The tasks that are kept for, with their weights.
-std::vector<std::pair<std::string, double>> chosen(const Names& loaded, const std::set<std::string>& set_aside,
-                                                   const std::vector<std::pair<std::string, double>>& named) {
+WeightedNames chosen(const Names& loaded, const std::set<std::string>& set_aside, const WeightedNames& named) {
   if (!named.empty()) return named;
-  std::vector<std::pair<std::string, double>> out;
+  WeightedNames out;
   for (const auto& name : loaded) {
     if (!set_aside.contains(name)) out.emplace_back(name, 1.0);
   }
@@ -198,9 +206,7 @@ Scores TaskAlgebraFlags::scores(const Statistics& statistics, const MethodMix& m
   std::vector<double> factors;
   for (const auto& text : drop) {
     const Reference reference = parse_reference("--drop-task", text);
-    std::vector<std::pair<std::string, double>> of;
-    for (const auto& name : tasks_of(statistics.manifest, reference.name)) of.emplace_back(name, 1.0);
-    unwanted.push_back(moetrim::score(statistics, method, options, of));
+    unwanted.push_back(moetrim::score(statistics, method, options, weighted(tasks_of(statistics.manifest, reference.name))));
     factors.push_back(positive("--drop-task", reference, kDropFactor));
   }
   return without(wanted, unwanted, factors);
@@ -215,9 +221,7 @@ std::vector<ProtectedExpert> TaskAlgebraFlags::protected_experts(const Statistic
     const Share share = share_of(reference);
     const auto count = static_cast<int>((share.part * group_size + share.whole - 1) / share.whole);  // rounded up
     const Names names = tasks_of(statistics.manifest, reference.name);
-    std::vector<std::pair<std::string, double>> of;
-    for (const auto& name : names) of.emplace_back(name, 1.0);
-    const Scores scores = moetrim::score(statistics, method, options, of);
+    const Scores scores = moetrim::score(statistics, method, options, weighted(names));
     const auto best = best_of(scores, count, groups);
     for (std::size_t l = 0; l < best.size(); ++l) {
       for (const int id : best[l]) out.push_back({scores.layers[l], id, fmt::format("task {}", fmt::join(names, "+"))});

@@ -374,6 +374,15 @@ void LossSums::add(const LossSums& other) {
   agree += other.agree;
 }
 
+LossSums EvaluateTask::model_against() const {
+  LossSums sums = model;
+  if (against) {
+    sums.kl = against->kl;
+    sums.agree = against->agree;
+  }
+  return sums;
+}
+
 EvaluateEstimate estimate_evaluation(const Model& model, const std::vector<Task>& tasks, const EvaluateOptions& options,
                                      std::size_t plans, const Model* against) {
   SharedPass pass{.copies = {Copy{}}, .copy_of = {}};

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "rewrite/atom_layout.h"
+#include "rewrite/renumbering.h"
 
 namespace moetrim::export_detail {
 
@@ -25,10 +26,9 @@ std::optional<WidthFacts> width_facts(const Model& model, const Plan& plan, std:
   out.slimming = slimming_of(model, plan, mtp);
   if (out.slimming.form == WidthForm::whole || plan.width == 0) return std::nullopt;
   out.before = out.least = plan.width;
-  for (const PlanLayer& layer : plan.layers) {
-    if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) {
     out.atoms += std::int64_t{plan.experts} * plan.width;
-    for (const AtomRanges& atoms : layer.atoms) {
+    for (const AtomRanges& atoms : layer->atoms) {
       const std::int64_t width = atom_count(atoms);
       out.least = std::min(out.least, width);
       out.most = std::max(out.most, width);

@@ -2,50 +2,17 @@
 #include "moetrim/expert_delta.h"
 
 #include <algorithm>
-#include <functional>
 #include <map>
-#include <numeric>
-#include <optional>
 #include <set>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "family/expert_slabs.h"
 #include "moetrim/error.h"
 
 namespace moetrim {
 namespace {
-
-std::uint64_t product(std::vector<std::int64_t>::const_iterator begin, std::vector<std::int64_t>::const_iterator end) {
-  return std::accumulate(begin, end, std::uint64_t{1},
-                         [](std::uint64_t all, std::int64_t n) { return all * static_cast<std::uint64_t>(n); });
-}
-
-/// Which axis of a tensor counts experts; none where all experts share it.
-std::optional<std::size_t> expert_axis(const Tensor& tensor, const TensorPlace& place) {
-  const auto& axes = place.rule->axes;
-  const auto axis = static_cast<std::size_t>(std::find(axes.begin(), axes.end(), Axis::E) - axes.begin());
-  if (axis == axes.size()) return std::nullopt;
-  const bool shared = axis >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1};
-  return place.part != Part::values && shared ? std::nullopt : std::optional(axis);
-}
-
-/// The entries of one expert along an axis.
-void append_slabs(const Tensor& tensor, std::size_t axis, int expert, std::vector<ExpertBytes>& out) {
-  const auto at = tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis);
-  const std::uint64_t outer = product(tensor.shape.begin(), at);
-  const auto experts = static_cast<std::uint64_t>(*at);
-  const std::uint64_t bits = product(at + 1, tensor.shape.end()) * static_cast<std::uint64_t>(dtype_bits(tensor.dtype));
-  if (bits % 8 != 0) {
-    throw InvalidInput(
-        fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be loaded by "
-                    "itself",
-                    tensor.name, bits));
-  }
-  for (std::uint64_t block = 0; block < outer; ++block) {
-    out.push_back({&tensor, (block * experts + static_cast<std::uint64_t>(expert)) * (bits / 8), bits / 8});
-  }
-}
 
 void check_plan_for_delta(const Model& model, const Plan& plan, const std::string& fingerprint, const char* which) {
   const auto refuse = [&](const std::string& why) {
@@ -82,7 +49,7 @@ LayerDelta layer_delta(const PlanLayer& from, const PlanLayer& to) {
   auto next = come.begin();
   for (std::size_t slot = 0; slot < from.keep.size(); ++slot) {
     if (std::binary_search(to.keep.begin(), to.keep.end(), from.keep[slot])) continue;
-    out.changes.push_back({.slot = static_cast<int>(slot), .drop = from.keep[slot], .load = *next});
+    out.changes.push_back({.slot = static_cast<int>(slot), .drop = from.keep[slot], .load = *next, .bytes = {}});
     out.slots[slot] = *next++;
   }
   return out;
@@ -114,25 +81,28 @@ TensorsOfLayer tensors_by_layer(const Model& model) {
   return out;
 }
 
-/// Calls for the bytes of every expert of a layer that is among `experts`.
-void for_bytes(const Model& model, const std::vector<std::size_t>& tensors, const std::set<int>& experts,
-               const std::function<void(int expert, const ExpertBytes&)>& call) {
+using BytesOfExpert = std::map<int, std::vector<ExpertBytes>>;
+
+/// What the experts of a layer that are among `experts` have in these tensors.
+BytesOfExpert bytes_of(const Model& model, const std::vector<std::size_t>& tensors, const std::set<int>& experts) {
+  BytesOfExpert out;
   for (const std::size_t i : tensors) {
     const Tensor& tensor = model.checkpoint->tensors()[i];
     const TensorPlace& place = model.places[i];
     if (place.expert >= 0) {
-      if (experts.contains(place.expert)) call(place.expert, {&tensor, 0, tensor.size});
+      if (experts.contains(place.expert)) out[place.expert].push_back({&tensor, 0, tensor.size});
       continue;
     }
     const auto axis = expert_axis(tensor, place);
-    if (!axis) continue;
-    std::vector<ExpertBytes> slabs;
+    if (!axis || experts.empty()) continue;
+    const ExpertSlabs slabs = expert_slabs(tensor, *axis, "loaded by itself");
     for (const int expert : experts) {
-      slabs.clear();
-      append_slabs(tensor, *axis, expert, slabs);
-      for (const ExpertBytes& slab : slabs) call(expert, slab);
+      for (std::uint64_t block = 0; block < slabs.outer; ++block) {
+        out[expert].push_back({&tensor, slabs.begin(block, expert), slabs.bytes});
+      }
     }
   }
+  return out;
 }
 
 DeltaRead read_of(const ExpertBytes& bytes) {
@@ -157,12 +127,6 @@ nlohmann::ordered_json bytes_to_json(const Model& model, const ExpertBytes& byte
 
 }  // namespace
 
-std::vector<ExpertBytes> bytes_of_expert(const Model& model, int layer, int expert) {
-  std::vector<ExpertBytes> out;
-  for_bytes(model, tensors_by_layer(model)[layer], {expert}, [&](int, const ExpertBytes& bytes) { out.push_back(bytes); });
-  return out;
-}
-
 ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to) {
   const std::string fingerprint = model.checkpoint->fingerprint();
   check_plan_for_delta(model, from, fingerprint, "to go from");
@@ -178,32 +142,33 @@ ExpertDelta expert_delta(const Model& model, const Plan& from, const Plan& to) {
   ExpertDelta out;
   std::vector<DeltaRead> reads;
   for (std::size_t l = 0; l < from.layers.size(); ++l) {
-    const LayerDelta layer = layer_delta(from.layers[l], to.layers[l]);
+    LayerDelta layer = layer_delta(from.layers[l], to.layers[l]);
     out.changes += std::ssize(layer.changes);
-    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::load), [&](int, const ExpertBytes& bytes) {
-      out.load_bytes += bytes.size;
-      reads.push_back(read_of(bytes));
-    });
-    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::drop),
-              [&](int, const ExpertBytes& bytes) { out.drop_bytes += bytes.size; });
-    out.layers.push_back(layer);
+    auto load = bytes_of(model, tensors[layer.layer], experts_of(layer, &SlotChange::load));
+    for (SlotChange& change : layer.changes) {
+      change.bytes = std::move(load[change.load]);
+      for (const ExpertBytes& bytes : change.bytes) {
+        out.load_bytes += bytes.size;
+        reads.push_back(read_of(bytes));
+      }
+    }
+    for (const auto& [expert, ranges] : bytes_of(model, tensors[layer.layer], experts_of(layer, &SlotChange::drop))) {
+      for (const ExpertBytes& bytes : ranges) out.drop_bytes += bytes.size;
+    }
+    out.layers.push_back(std::move(layer));
   }
   out.reads = coalesced(std::move(reads));
   return out;
 }
 
 nlohmann::ordered_json delta_to_json(const Model& model, const ExpertDelta& delta) {
-  auto tensors = tensors_by_layer(model);
   auto layers = nlohmann::ordered_json::array();
   for (const LayerDelta& layer : delta.layers) {
-    std::map<int, nlohmann::ordered_json> bytes;
-    for_bytes(model, tensors[layer.layer], experts_of(layer, &SlotChange::load), [&](int expert, const ExpertBytes& range) {
-      bytes[expert].push_back(bytes_to_json(model, range));
-    });
     auto load = nlohmann::ordered_json::array();
     for (const SlotChange& change : layer.changes) {
-      load.push_back(
-          {{"expert", change.load}, {"slot", change.slot}, {"replaces", change.drop}, {"bytes", bytes[change.load]}});
+      auto bytes = nlohmann::ordered_json::array();
+      for (const ExpertBytes& range : change.bytes) bytes.push_back(bytes_to_json(model, range));
+      load.push_back({{"expert", change.load}, {"slot", change.slot}, {"replaces", change.drop}, {"bytes", bytes}});
     }
     layers.push_back(
         {{"layer", layer.layer}, {"slots", layer.slots}, {"drop", experts_of(layer, &SlotChange::drop)}, {"load", load}});

@@ -109,13 +109,6 @@ Signature signature_from_json(JsonFields fields, int layers) {
   return out;
 }
 
-nlohmann::ordered_json signature_to_json(const Signature& signature) {
-  nlohmann::ordered_json json{
-      {"source", signature.source}, {"depth", signature.depth}, {"prototypes", signature.prototypes}};
-  if (signature.prompts > 0) json["prompts"] = signature.prompts;
-  return json;
-}
-
 /// No more routed than counted, and as many counted as the manifest says; multi-token-prediction blocks count fewer.
 void check_counts(const SafetensorsFile& file, const Pattern& pattern) {
   const StatisticsManifest& manifest = pattern.manifest;

@@ -175,6 +175,13 @@ Vectors kinds_of_prompts(const LayerStatistics& layer, int task, int experts_per
 
 }  // namespace
 
+nlohmann::ordered_json signature_to_json(const Signature& signature) {
+  nlohmann::ordered_json json{
+      {"source", signature.source}, {"depth", signature.depth}, {"prototypes", signature.prototypes}};
+  if (signature.prompts > 0) json["prompts"] = signature.prompts;
+  return json;
+}
+
 std::string_view signature_stat_name(SignatureStat stat) { return stat_name(stat_of(stat)); }
 
 Signature signature_of_task(const Statistics& statistics, int task, std::string_view source) {

@@ -1,11 +1,10 @@
 // Every tensor of the new checkpoint as byte ranges of the old one.
 
 #include <algorithm>
-#include <numeric>
-#include <optional>
 
 #include <fmt/format.h>
 
+#include "family/expert_slabs.h"
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
@@ -47,20 +46,6 @@ void join(std::vector<Piece>& pieces, const Piece& piece) {
   }
 }
 
-/// Bytes of one expert's slice, in one of the `outer` blocks before the expert axis.
-std::uint64_t slice_bytes(const Tensor& tensor, std::uint64_t slices) {
-  const std::uint64_t elements =
-      std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
-        return product * static_cast<std::uint64_t>(n);
-      });
-  const std::uint64_t bits = elements / slices * static_cast<std::uint64_t>(dtype_bits(tensor.dtype));
-  if (bits % 8 != 0) {
-    throw InvalidInput(fmt::format("tensor {}: the part of one expert has {} bits and does not end on a byte, so it cannot be "
-                                   "moved unchanged", tensor.name, bits));
-  }
-  return bits / 8;
-}
-
 /// Also tensors of a block that the family does not know.
 bool is_mtp(const Model& model, const Tensor& tensor, const TensorPlace& place) {
   if (place.rule != nullptr) return place.layer >= model.layers;
@@ -88,15 +73,6 @@ class MovedTensors {
   }
 
  private:
-  /// A scale that all experts share has none.
-  static std::optional<std::size_t> expert_axis(const Tensor& tensor, const TensorPlace& place) {
-    const auto& axes = place.rule->axes;
-    const auto axis = static_cast<std::size_t>(std::find(axes.begin(), axes.end(), Axis::E) - axes.begin());
-    if (axis == axes.size()) return std::nullopt;
-    const bool shared = axis >= tensor.shape.size() || tensor.shape == std::vector<std::int64_t>{1};
-    return place.part != Part::values && shared ? std::nullopt : std::optional(axis);
-  }
-
   OutputTensor edited(const Tensor& tensor, const TensorPlace& place, std::string name, int slot) const {
     OutputTensor out = whole(tensor, std::move(name));
     for (Piece& piece : out.pieces) piece.recipe = edited_.recipe(tensor, place, slot, place.expert);
@@ -108,26 +84,21 @@ class MovedTensors {
   OutputTensor slice(const Tensor& tensor, const TensorPlace& place, std::size_t axis) const {
     const bool of_expert = where_of(place.rule->role) == Where::experts;
     const auto& keep = of_expert ? numbers_.keep(place.layer) : numbers_.router_rows(place.layer);
-    const auto outer = std::accumulate(tensor.shape.begin(), tensor.shape.begin() + static_cast<std::ptrdiff_t>(axis),
-                                       std::uint64_t{1}, [](std::uint64_t product, std::int64_t n) {
-                                         return product * static_cast<std::uint64_t>(n);
-                                       });
-    const auto experts = static_cast<std::uint64_t>(tensor.shape[axis]);
+    const ExpertSlabs slabs = expert_slabs(tensor, axis, "moved unchanged");
     OutputTensor out;
     out.spec = tensor;
     out.spec.shape[axis] = static_cast<std::int64_t>(keep.size());
-    if (outer == 0 || experts == 0) return out;
-    const std::uint64_t bytes = slice_bytes(tensor, outer * experts);
+    if (slabs.outer == 0 || slabs.experts == 0) return out;
     std::vector<std::shared_ptr<const SlabRecipe>> recipes;
     for (std::size_t slot = 0; slot < keep.size(); ++slot) {
       recipes.push_back(edited_.recipe(tensor, place, static_cast<int>(slot), keep[slot]));
     }
     const bool any = std::any_of(recipes.begin(), recipes.end(), [](const auto& recipe) { return recipe != nullptr; });
-    if (any && outer > 1) throw Error(fmt::format("tensor {}: an expert's values do not lie side by side", tensor.name));
-    for (std::uint64_t block = 0; block < outer; ++block) {
+    if (any && slabs.outer > 1) throw Error(fmt::format("tensor {}: an expert's values do not lie side by side", tensor.name));
+    for (std::uint64_t block = 0; block < slabs.outer; ++block) {
       for (std::size_t slot = 0; slot < keep.size(); ++slot) {
-        const std::uint64_t begin = (block * experts + static_cast<std::uint64_t>(keep[slot])) * bytes;
-        Piece piece{.source = &tensor, .begin = begin, .end = begin + bytes, .cut = {}, .recipe = recipes[slot]};
+        const std::uint64_t begin = slabs.begin(block, keep[slot]);
+        Piece piece{.source = &tensor, .begin = begin, .end = begin + slabs.bytes, .cut = {}, .recipe = recipes[slot]};
         if (any) out.pieces.push_back(std::move(piece));  // a slab a piece
         else join(out.pieces, piece);
       }

@@ -4,17 +4,24 @@
 
 namespace moetrim {
 
+std::vector<const PlanLayer*> written_layers(const Model& model, const Plan& plan, Mtp mtp) {
+  std::vector<const PlanLayer*> out;
+  for (const PlanLayer& layer : plan.layers) {
+    if (layer.layer < model.layers || mtp == Mtp::prune) out.push_back(&layer);
+  }
+  return out;
+}
+
 Renumbering::Renumbering(const Model& model, const Plan& plan, Mtp mtp)
     : keep_(static_cast<std::size_t>(model.layers + model.mtp_layers)), slots_(keep_.size()), router_rows_(keep_.size()), atoms_(keep_.size()) {
-  for (const PlanLayer& layer : plan.layers) {
-    if (layer.layer >= model.layers && mtp != Mtp::prune) continue;
-    const auto index = static_cast<std::size_t>(layer.layer);
-    keep_.at(index) = layer.keep;
-    router_rows_[index] = moetrim::router_rows(plan, layer);
+  for (const PlanLayer* layer : written_layers(model, plan, mtp)) {
+    const auto index = static_cast<std::size_t>(layer->layer);
+    keep_.at(index) = layer->keep;
+    router_rows_[index] = moetrim::router_rows(plan, *layer);
     slots_[index].resize(static_cast<std::size_t>(model.experts));
     int slot = 0;
-    for (const int expert : layer.keep) slots_[index].at(static_cast<std::size_t>(expert)).push_back(slot++);
-    for (const AtomRanges& ranges : layer.atoms) atoms_[index].push_back(std::make_shared<const AtomRanges>(ranges));
+    for (const int expert : layer->keep) slots_[index].at(static_cast<std::size_t>(expert)).push_back(slot++);
+    for (const AtomRanges& ranges : layer->atoms) atoms_[index].push_back(std::make_shared<const AtomRanges>(ranges));
   }
 }
 

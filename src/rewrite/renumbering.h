@@ -9,10 +9,13 @@
 
 namespace moetrim {
 
+/// The layers of the plan that are written as it says: multi-token-prediction blocks only when they are pruned.
+std::vector<const PlanLayer*> written_layers(const Model& model, const Plan& plan, Mtp mtp);
+
 /// Old expert ids to slots, the experts of the new checkpoint. Layers that the plan does not name keep all of theirs.
 class Renumbering {
  public:
-  /// Expects a plan that check_plan accepts. Multi-token-prediction blocks are covered only when they are pruned.
+  /// Of the layers that written_layers() has. Expects a plan that check_plan accepts.
   Renumbering(const Model& model, const Plan& plan, Mtp mtp);
 
   /// True when the plan says something about this layer.

@@ -78,15 +78,6 @@ std::vector<std::size_t> row_map(const Plan& plan, const PlanLayer& layer) {
   return out;
 }
 
-/// The layers that the plan decides about.
-std::vector<const PlanLayer*> written_layers(const Model& model, const Plan& plan, Mtp mtp) {
-  std::vector<const PlanLayer*> out;
-  for (const PlanLayer& layer : plan.layers) {
-    if (layer.layer < model.layers || mtp == Mtp::prune) out.push_back(&layer);
-  }
-  return out;
-}
-
 /// Of the layers that are written, which need not have Plan::keep.
 int largest_count(const Model& model, const Plan& plan, Mtp mtp) {
   if (plan.counts == LayerCounts::equal) return plan.keep;

@@ -9,6 +9,7 @@
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
 #include "moetrim/suggest.h"
+#include "rewrite/renumbering.h"
 
 namespace moetrim {
 
@@ -16,15 +17,6 @@ namespace {
 
 /// Spellings of model_type that transformers has no class for without code from elsewhere.
 constexpr std::array<std::string_view, 2> kNotInTransformers = {"PanguProMoE", "kimi_k2"};
-
-/// The layers of the plan that are written as it says.
-std::vector<const PlanLayer*> written_layers(const Model& model, const Plan& plan, Mtp mtp) {
-  std::vector<const PlanLayer*> out;
-  for (const PlanLayer& layer : plan.layers) {
-    if (layer.layer < model.layers || mtp == Mtp::prune) out.push_back(&layer);
-  }
-  return out;
-}
 
 /// The one width of all experts, if there is one.
 std::optional<int> common_width(const std::vector<const PlanLayer*>& layers) {
