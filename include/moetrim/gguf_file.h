@@ -1,7 +1,8 @@
-// GGUF files (version 3, little-endian), in one file or split over several: typed metadata, and tensors as named byte ranges.
-// Nothing here knows what a tensor means, or computes a value.
+// GGUF files (version 3, little-endian), in one file or split over several: typed metadata, and tensors as named byte
+// ranges. Nothing here knows what a tensor means, or computes a value.
 //
-// Source: ggml's docs/gguf.md and what its reader accepts. Where the two differ the stricter one holds; see docs/gguf.md.
+// Source: ggml's docs/gguf.md and what its reader accepts. Where the two differ the stricter one holds; see
+// docs/file_formats.md.
 #pragma once
 
 #include <cstddef>
@@ -50,8 +51,8 @@ std::size_t gguf_type_bytes(GgufType type);
 /// Many numbers, booleans or strings. The format's arrays of arrays are refused, as ggml does.
 struct GgufArray {
   GgufType of = GgufType::u8;
-  std::vector<std::byte> numbers;   ///< little-endian, one behind the other; of strings none
-  std::vector<std::string> texts;   ///< of strings
+  std::vector<std::byte> numbers = {};  ///< little-endian, one behind the other; of strings none
+  std::vector<std::string> texts = {};  ///< of strings
 
   std::size_t size() const;
   /// @throws InvalidInput naming `what` when it holds something else, or a number does not fit.
@@ -65,14 +66,18 @@ struct GgufArray {
   bool operator==(const GgufArray&) const = default;
 };
 
-/// The alternatives stand in the order of GgufType.
-using GgufValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t, float, bool,
-                               std::string, GgufArray, std::uint64_t, std::int64_t, double>;
+/// The alternatives stand in the order of GgufType. Strings are bytes, here and in arrays: nearly always UTF-8, but that is
+/// not checked, because tokens need not be.
+using GgufValue = std::variant<std::uint8_t, std::int8_t, std::uint16_t, std::int16_t, std::uint32_t, std::int32_t, float,
+                               bool, std::string, GgufArray, std::uint64_t, std::int64_t, double>;
 inline GgufType gguf_type_of(const GgufValue& value) { return static_cast<GgufType>(value.index()); }
 
 /// Keys and values in the order of the file.
 class GgufMetadata {
  public:
+  GgufMetadata() = default;
+  explicit GgufMetadata(std::vector<std::pair<std::string, GgufValue>> items) : items_(std::move(items)) {}
+
   const std::vector<std::pair<std::string, GgufValue>>& items() const { return items_; }
   const GgufValue* find(std::string_view key) const;
   /// Replaces the value where the key is, else appends it.
@@ -148,8 +153,8 @@ class GgufFile {
 class GgufModel {
  public:
   /// @param file  the file, or any of several.
-  /// @throws InvalidInput as GgufFile::open does; and for a missing file, files of different models, a tensor in two of them,
-  ///         or counts that do not agree.
+  /// @throws InvalidInput as GgufFile::open does; and for a missing file, files of different models, a tensor in two of
+  ///         them, or counts that do not agree.
   static GgufModel open(const std::filesystem::path& file);
 
   const std::vector<GgufFile>& files() const { return files_; }
@@ -163,6 +168,9 @@ class GgufModel {
 
  private:
   GgufModel() = default;
+  /// @throws InvalidInput on a name that is there twice
+  void index_names();
+
   std::vector<GgufFile> files_;
   std::vector<GgufTensor> tensors_;
   std::vector<std::size_t> by_name_;  ///< indices, sorted by name
@@ -172,12 +180,13 @@ class GgufModel {
 /// NAME-00002-of-00005.gguf, from NAME, 1 and 5: as llama.cpp numbers them.
 std::filesystem::path gguf_split_path(const std::filesystem::path& name, std::size_t index, std::size_t count);
 
-/// Writes one GGUF file, holding no tensor in memory; bytes of tensors may come in any order and from several threads. They go
-/// to a temporary file, which finish() flushes to disk and renames; a writer that is destroyed before that removes it.
+/// Writes one GGUF file, holding no tensor in memory; bytes of tensors may come in any order and from several threads. They
+/// go to a temporary file, which finish() flushes to disk and renames; a writer that is destroyed before that removes it.
 class GgufWriter {
  public:
   /// @param metadata  general.alignment is honoured where it is given; tensors lie in the order given.
-  /// @throws InvalidInput on a duplicate or malformed key, name or shape; Error or OutOfResources when the file cannot be made.
+  /// @throws InvalidInput on a duplicate or malformed key, name or shape; Error or OutOfResources when the file cannot be
+  ///         made.
   GgufWriter(std::filesystem::path file, const GgufMetadata& metadata, std::vector<GgufTensorSpec> tensors,
              const std::string& tag = {});
   ~GgufWriter();

@@ -55,6 +55,25 @@ std::string ascii_only(std::string_view text) {
   return escaped(shown, false) + (shown.size() < text.size() ? "..." : "");
 }
 
+bool is_utf8(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const auto first = static_cast<unsigned char>(text[at]);
+    const std::size_t length = first < 0x80 ? 1 : first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+    if (length == 0 || length > text.size() - at) return false;
+    for (std::size_t i = 1; i < length; ++i) {
+      if (!continues_a_character(text[at + i])) return false;
+    }
+    // The second byte decides what is overlong (E0, F0), a surrogate (ED) or too large (F4).
+    const auto second = static_cast<unsigned char>(length > 2 ? text[at + 1] : '\0');
+    if ((first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) || (first == 0xF0 && second < 0x90) ||
+        (first == 0xF4 && second > 0x8F)) {
+      return false;
+    }
+    at += length;
+  }
+  return true;
+}
+
 bool has_control_character(std::string_view text) {
   for (std::size_t at = 0; at < text.size(); ++at) {
     if (control_length(text, at) > 0) return true;
