@@ -36,6 +36,7 @@ struct CalibrateOptions : RunOptions {
   bool second_order = false;        ///< also run the reverse sweep: sums per atomic expert, see AtomStatistics
   /// Also measure these, see ExpertVectors; width and hidden are filled in.
   std::optional<StatisticsManifest::Vectors> vectors;
+  bool inputs = false;              ///< also measure LinearInputs
   /// With second order, also measure RowStatistics: rank of the factors; 0: not.
   int row_rank = 0;
   /// First order only, in one process, and all tokens must fit at once: experts are chosen from all of them.

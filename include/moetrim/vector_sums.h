@@ -1,16 +1,20 @@
-// What the forward pass can sum over an MoE layer's experts while their weights are there.
+// What the forward pass can sum over a layer while its weights are there.
 #pragma once
 
 #include <cstdint>
 #include <span>
+
+#include "moetrim/linear_inputs.h"
 
 namespace moetrim {
 
 /// A layer's sums, in the caller's memory; ExpertVectors says what they mean. They are added to, in the order of the tokens of
 /// an expert, so that they have the same bytes whatever the number of threads, and whatever part of the tokens a batch holds.
 struct VectorSums {
-  // What is measured. T: the tokens of the batch.
-  int tasks = 0;
+  LinearInputs* inputs = nullptr;   ///< of any layer: what its linear layers read is added here; null: not wanted
+
+  // The rest is of an MoE layer's experts. What is measured; T: the tokens of the batch.
+  int tasks = 0;                                ///< 0: none of it is wanted
   std::span<const std::int32_t> task;           ///< [T] -1: the token is not measured
   std::span<const std::int32_t> demonstration;  ///< [T] ascending: quantisation errors are squares within one, roots between them
   std::span<const std::int32_t> common_tokens;  ///< those that every expert is run on, ascending, all of them measured

@@ -17,6 +17,7 @@
 #include "calibrate/vector_measure.h"
 #include "moetrim/error.h"
 #include "moetrim/forward.h"
+#include "moetrim/input_statistics.h"
 
 namespace moetrim {
 
@@ -106,13 +107,17 @@ class Calibration {
       if (vectors) partial_.write_vectors(state.group, vectors->finish(routed));
       return measure(state, group, routed);
     };
-    VectorSums* sums = vectors ? &vectors->sums() : nullptr;
+    std::optional<LinearInputs> inputs = earlier_inputs(state.group, layer);
+    VectorSums inputs_alone;
+    VectorSums* sums = vectors ? &vectors->sums() : inputs ? &inputs_alone : nullptr;
+    if (inputs) sums->inputs = &*inputs;
     if (prunes(layer)) {
       forward.run_layer(routed, sums, [&](const RoutedLayer&) { return pruned(observe()); });
     } else {
       forward.run_layer(routed, sums);
       if (routed.tokens > 0) observe();
     }
+    if (inputs) partial_.write_inputs(state.group, *inputs);
   }
 
   /// Whether later layers see what this one puts out without the experts that go.
@@ -172,6 +177,12 @@ class Calibration {
     ExpertVectors before = number > 0 ? partial_.read_vectors(number - 1, layer, manifest_)
                                       : ExpertVectors(layer, tasks_, static_cast<int>(model_.experts), *manifest_.vectors);
     return std::make_unique<VectorMeasure>(task_list_, *manifest_.vectors, group, measured(group, layer), std::move(before), number == 0);
+  }
+
+  /// Of any layer; nothing when inputs are not measured.
+  std::optional<LinearInputs> earlier_inputs(int number, int layer) const {
+    if (!has_inputs(manifest_)) return std::nullopt;
+    return number > 0 ? partial_.read_inputs(number - 1, layer, manifest_) : empty_inputs(manifest_, layer);
   }
 
   /// What the groups before this one have summed up: adding goes on where they stopped, so that the result does not depend

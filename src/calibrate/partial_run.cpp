@@ -140,7 +140,10 @@ void PartialRun::finish_group(const RunState& state) {
 
 /// A group's sums hold those of the groups before it. They are large, so that those are not kept.
 void PartialRun::remove_earlier_vectors(int group, int layers) const {
-  for (int layer = 0; group > 0 && layer < layers; ++layer) fs::remove(group_file(group - 1, vector_file_name(layer)));
+  for (int layer = 0; group > 0 && layer < layers; ++layer) {
+    fs::remove(group_file(group - 1, vector_file_name(layer)));
+    fs::remove(group_file(group - 1, input_file_name(layer)));
+  }
 }
 
 /// Removes what neither a resumed run nor the rest of the reverse sweep needs.
@@ -207,6 +210,14 @@ ExpertVectors PartialRun::read_vectors(int group, int layer, const StatisticsMan
   return read_vectors_file(group_file(group, vector_file_name(layer)), manifest);
 }
 
+void PartialRun::write_inputs(int group, const LinearInputs& inputs) const {
+  write_input_statistics(group_file(group, input_file_name(inputs.layer)), inputs);
+}
+
+LinearInputs PartialRun::read_inputs(int group, int layer, const StatisticsManifest& manifest) const {
+  return read_input_statistics(group_file(group, input_file_name(layer)), manifest);
+}
+
 void PartialRun::write_rows(int group, const RowStatistics& rows) const {
   write_row_statistics(group_file(group, row_file_name(rows.layer)), rows);
 }
@@ -222,6 +233,10 @@ void PartialRun::finish(const StatisticsManifest& manifest, int groups) {
       const fs::path last = group_file(groups - 1, name);
       if (fs::exists(last)) fs::rename(last, folder_ / name);
     }
+  }
+  for (const int layer : input_layers(manifest)) {
+    const std::string name = input_file_name(layer);
+    fs::rename(group_file(groups - 1, name), folder_ / name);
   }
   write_file_atomically(folder_ / "manifest.json", manifest_to_json(manifest).dump(2) + "\n");
   for (const auto& entry : fs::directory_iterator(folder_)) {

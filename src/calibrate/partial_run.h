@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "calibrate/run_cut.h"
+#include "moetrim/input_statistics.h"
 #include "moetrim/row_statistics.h"
 #include "moetrim/statistics.h"
 #include "moetrim/vectors.h"
@@ -58,6 +59,9 @@ class PartialRun {
   /// Those of the group before are kept until the state goes on beyond the layer.
   void write_vectors(int group, const ExpertVectors& vectors) const;
   ExpertVectors read_vectors(int group, int layer, const StatisticsManifest& manifest) const;
+  /// Kept like vectors.
+  void write_inputs(int group, const LinearInputs& inputs) const;
+  LinearInputs read_inputs(int group, int layer, const StatisticsManifest& manifest) const;
   void write_rows(int group, const RowStatistics& rows) const;
   RowStatistics read_rows(int group, int layer, const StatisticsManifest& manifest) const;
 

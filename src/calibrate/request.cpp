@@ -9,6 +9,7 @@
 #include "calibrate/token_groups.h"
 #include "forward/memory_plan.h"
 #include "moetrim/error.h"
+#include "moetrim/input_statistics.h"
 
 namespace moetrim {
 
@@ -186,6 +187,7 @@ StatisticsManifest calibration_manifest(const Model& model, const std::vector<Ta
   manifest.row_rank = options.row_rank;
   manifest.settings = options.settings;
   if (options.sequential) manifest.settings["sequential"] = options.sequential->facts;
+  if (options.inputs) announce_inputs(manifest);
   manifest.tool_version = options.tool_version;
   return manifest;
 }

@@ -52,6 +52,29 @@ double vector_operations(const Model& model, const std::vector<Task>& tasks, con
   return of_layer * static_cast<double>(model.moe_layers(options.mtp).size());
 }
 
+/// What a layer's linear layers read besides its experts, and that of an expert, in values.
+std::uint64_t input_widths(const Model& model) {
+  const LatentSizes& latent = model.latent;
+  const std::int64_t heads = std::max(model.heads * std::max(model.head_dim, latent.value), model.length(Axis::delta_values));
+  const std::int64_t latents = latent.query_rank + latent.rank + model.heads * (latent.plain + latent.rank);
+  const std::int64_t down = std::max(model.dense_width, model.shared_width);
+  return static_cast<std::uint64_t>(5 * model.hidden + heads + down + (latent.rank > 0 ? latents : 0));
+}
+
+/// Of LinearInputs of one layer.
+std::uint64_t input_file_bytes(const Model& model, std::size_t tasks) {
+  const auto expert = static_cast<std::uint64_t>(model.experts * (model.hidden + model.expert_width + 1));
+  return tasks * (expert + input_widths(model) + 1) * sizeof(double);
+}
+
+/// The sums, and those of the sequences in every thread's tile, as far as they are not very short.
+std::uint64_t input_memory(const Model& model, std::size_t tasks, const CalibrateOptions& options) {
+  constexpr std::uint64_t kSequencesInTile = 32;
+  if (!options.inputs) return 0;
+  const std::uint64_t of_tile = kSequencesInTile * input_widths(model) * sizeof(double);
+  return input_file_bytes(model, tasks) + 2 * thread_count(options) * of_tile;
+}
+
 /// Of RowStatistics of one layer.
 std::uint64_t row_file_bytes(const Model& model, std::size_t tasks) {
   return tasks * static_cast<std::uint64_t>(model.experts * (2 * model.expert_width + model.hidden)) * sizeof(double);
@@ -98,7 +121,8 @@ std::uint64_t held_expert_bytes(const Model& model, const MemoryPlan& plan, std:
 MemoryPlan calibration_memory(const Model& model, const std::vector<Task>& tasks, const CalibrateOptions& options) {
   const std::uint64_t forward = forward_token_bytes(model, options) + (options.vectors ? kVectorTokenBytes : 0);
   const auto longest = longest_demonstration(tasks, options.share);
-  const std::uint64_t tiles = tile_bytes(model, options, longest) + further_vector_memory(model, tasks, options);
+  const std::uint64_t tiles = tile_bytes(model, options, longest) + further_vector_memory(model, tasks, options) +
+                              input_memory(model, tasks.size(), options);
   if (!options.second_order) {
     const bool blocks = options.mtp && model.mtp_layers > 0;  // they normalise with the head's norm, which comes with it
     return plan_memory(model, options, forward, tiles + (blocks ? head_bytes(model, options, 0) : 0));
@@ -170,6 +194,10 @@ CalibrateEstimate estimate_calibration(const Model& model, const std::vector<Tas
   const double sweeps = !options.second_order ? 1 : cut.boundaries.step > 1 ? 4 : 3;
   if (options.vectors) {
     estimate.disk_bytes += (model.moe_layers(options.mtp).size() + 1) * vector_file_bytes(model, tasks.size(), *options.vectors);
+  }
+  if (options.inputs) {
+    const auto layers = static_cast<std::uint64_t>(model.layers + (options.mtp ? model.mtp_layers : 0));
+    estimate.disk_bytes += (layers + 1) * input_file_bytes(model, tasks.size());
   }
   estimate.operations = sweeps * Forward::operations(model, lengths) + vector_operations(model, tasks, options) +
                         row_operations(model, options, estimate.tokens, groups.size()) +

@@ -26,8 +26,8 @@ void CalibrateFlags::add(CLI::App& command) {
                      "Several with commas between them. default: all first-order statistics, always there; second-order: also the reverse "
                      "sweep, for scores of atomic experts; vectors: mean outputs, covariance of router logits and extremes; all-experts: "
                      "also what every expert makes of every token; quantisation: also the error of experts at 1 to 4 bits; "
-                     "row-importance: second-order, and what rewrite --low-rank can choose rows by; none: the forward pass alone, "
-                     "for timing")->capture_default_str();
+                     "row-importance: second-order, and what rewrite --low-rank can choose rows by; inputs: squares of what every "
+                     "linear layer reads, for `moetrim imatrix write`; none: the forward pass alone, for timing")->capture_default_str();
   command.add_option("--marker", markers, "With vectors: count apart the tokens of this text, as written and behind a space; repeatable")
       ->allow_extra_args(false);
   command.add_option("--activation-samples", activation_samples,
@@ -48,8 +48,8 @@ void CalibrateFlags::add(CLI::App& command) {
 
 namespace {
 
-constexpr std::array<std::string_view, 7> kKinds{"default",      "second-order",   "vectors", "all-experts",
-                                                 "quantisation", "row-importance", "none"};
+constexpr std::array<std::string_view, 8> kKinds{"default",      "second-order",   "vectors", "all-experts",
+                                                 "quantisation", "row-importance", "inputs",  "none"};
 
 std::vector<std::string> kinds_of(const std::string& list) {
   std::vector<std::string> kinds;
@@ -122,6 +122,7 @@ CalibrateOptions CalibrateFlags::options(const Session& session, const std::file
   options.count = task.count_value();
   options.second_order = wants("second-order");
   options.vectors = vectors(checkpoint);
+  options.inputs = wants("inputs");
   options.row_rank = low_rank;
   if (!max_disk.empty()) options.max_disk = parse_bytes(max_disk);
   options.tcess_top_k = tcess_top_k;

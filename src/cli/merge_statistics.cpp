@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "cli/command.h"
-#include "moetrim/statistics.h"
+#include "moetrim/input_statistics.h"
 
 namespace moetrim::cli {
 
@@ -19,7 +19,8 @@ void run_merge(const Session& session, const Flags& flags) {
   std::vector<StatisticsManifest> manifests;
   for (const auto& part : flags.parts) manifests.push_back(read_statistics_manifest(part));
   const StatisticsMerge merge(std::move(manifests), flags.parts, flags.partial);
-  write_merged_statistics(flags.output, merge, read_parts({flags.parts.begin(), flags.parts.end()}));
+  const std::vector<std::filesystem::path> folders(flags.parts.begin(), flags.parts.end());
+  write_merged_statistics(flags.output, merge, read_parts(folders), read_input_parts(folders));
   const StatisticsManifest& manifest = merge.manifest();
   std::string text = fmt::format("{} parts, {} tasks in {}\n", flags.parts.size(), manifest.tasks.size(), flags.output);
   if (manifest.part) text += describe_part(*manifest.part) + "\n";

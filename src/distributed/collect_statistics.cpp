@@ -7,6 +7,7 @@
 #include "moetrim/checkpoint.h"
 #include "moetrim/distributed.h"
 #include "moetrim/error.h"
+#include "moetrim/input_statistics.h"
 #include "moetrim/row_statistics.h"
 #include "moetrim/vectors.h"
 
@@ -87,7 +88,10 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
          .rows =
              [&](std::size_t rank, int layer) {
                return read_row_statistics(receiver.file(rank, row_file_name(layer)), parts[rank]);
-             }});
+             }},
+        {.manifests = parts, .read = [&](std::size_t rank, int layer) {
+           return read_input_statistics(receiver.file(rank, input_file_name(layer)), parts[rank]);
+         }});
   } else {
     // In the order in which rank 0 asks.
     for (const int layer : own.moe_layers) {
@@ -96,6 +100,7 @@ void collect_statistics(RankGroup& ranks, const fs::path& part, const fs::path& 
       if (own.vectors) ranks.send(0, file_bytes(part / vector_file_name(layer)));
       if (own.row_rank > 0) ranks.send(0, file_bytes(part / row_file_name(layer)));
     }
+    for (const int layer : input_layers(own)) ranks.send(0, file_bytes(part / input_file_name(layer)));
   }
   ranks.meet();
 }

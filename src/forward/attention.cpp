@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 
+#include "forward/input_watch.h"
 #include "forward/linear.h"
 
 namespace moetrim {
@@ -106,6 +107,7 @@ void attend(const TileContext& context, const LayerTensors& layer, const LayerWe
   at::Tensor normed =
       grow(scratch.normed, rows, context.model.hidden, context.numerics.tile(), context.device).narrow(0, 0, rows);
   kernels::norm_rows(context.numerics, hidden, weights.input_norm, normed);
+  if (scratch.inputs != nullptr) scratch.inputs->take(LinearInput::attention, normed);
   at::Tensor mixed;
   if (layer.delta_net) {
     mixed = delta_net(context, weights.delta, parts, normed, scratch, for_each);
@@ -114,6 +116,7 @@ void attend(const TileContext& context, const LayerTensors& layer, const LayerWe
   } else {
     mixed = grouped_query_attention(context, layer, weights.attention, parts, normed, scratch, for_each);
   }
+  if (scratch.inputs != nullptr) scratch.inputs->take(LinearInput::attention_output, mixed);
   kernels::add_rows(context.numerics, hidden, linear(mixed, weights.output, weights.output_bias, scratch.projected),
                     context.model.residual_scale);
 }
@@ -148,7 +151,9 @@ at::Tensor activate(const TileContext& context, const at::Tensor& x, const at::T
 
 at::Tensor gated_mlp(const TileContext& context, const at::Tensor& x, const at::Tensor& gate_up, const at::Tensor& down,
                      TileScratch& scratch) {
-  return linear(activate(context, x, gate_up, {}, scratch), down, {}, scratch.mlp_out);
+  const at::Tensor activated = activate(context, x, gate_up, {}, scratch);
+  if (scratch.inputs != nullptr) scratch.inputs->take(LinearInput::mlp_down, activated);
+  return linear(activated, down, {}, scratch.mlp_out);
 }
 
 }  // namespace moetrim

@@ -15,11 +15,14 @@
 
 namespace moetrim {
 
+class TileInputs;
+
 /// Memory of one worker that a tile's intermediate values use. Grows to the largest tile.
 struct TileScratch {
   at::Tensor normed, qkv, attended, projected, gate_up, activated, mlp_out, router_logits, gathered, shared;
   at::Tensor latent_query, latent_key_value, query, key_value;
   at::Tensor gradient, of_activated;
+  TileInputs* inputs = nullptr;   ///< notes what the tile's linear layers read; null: nobody asks
 };
 
 /// What is the same for all tiles of a run.

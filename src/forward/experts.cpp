@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 
 #include "forward/expert_watch.h"
+#include "forward/input_watch.h"
 #include "forward/kernels.h"
 #include "forward/linear.h"
 
@@ -58,6 +59,7 @@ struct LayerRun {
   RoutedLayer& routed;
   at::Tensor& sum;
   ExpertWatch* watch;          ///< or null
+  InputWatch* inputs;          ///< or null
 };
 
 /// An expert over rows that were routed to it. Returns false when another worker has failed.
@@ -75,6 +77,7 @@ bool run_routed_tile(const LayerRun& run, const TileTask& task, TurnGate& turn, 
   if (!turn.wait(task.number)) return false;
   kernels::scatter_rows(run.context.numerics, out, tile.tokens, tile.gates, run.sum, norms, max_abs);
   if (run.watch != nullptr) run.watch->add(task, watched);
+  if (run.inputs != nullptr) run.inputs->add_expert(task, run.rows, run.routed.experts_per_token, input, activated);
   turn.pass();
   store_statistics(run.rows, task.begin, norms, max_abs, run.routed);
   return true;
@@ -94,12 +97,12 @@ bool run_watched_tile(const LayerRun& run, const TileTask& task, TurnGate& turn,
 
 void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
-                 std::vector<TileScratch>& scratch, VectorSums* sums) {
+                 std::vector<TileScratch>& scratch, VectorSums* sums, InputWatch* inputs) {
   const ExpertRows rows = ExpertRows::group(routed);
   std::optional<ExpertWatch> watch;
   if (sums != nullptr) watch.emplace(context, routed, rows, *sums, pool.size());
   TileQueue queue(rows, fetch, watch ? watch->visit() : Visit::routed, watch ? watch->common_rows() : 0);
-  const LayerRun run{context, x, mask, rows, routed, sum, watch ? &*watch : nullptr};
+  const LayerRun run{context, x, mask, rows, routed, sum, watch ? &*watch : nullptr, inputs};
   TurnGate turn;
   pool.run(pool.size(), [&](std::int64_t, int worker) {
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];

@@ -11,6 +11,8 @@
 
 namespace moetrim {
 
+class InputWatch;
+
 /// Runs every expert over its rows and adds gate * output into `sum`. Fills routed.norms and routed.max_abs.
 /// Tiles are computed by any worker but added in the order (expert, token): one order of sums whatever the thread count.
 /// @param fetch  see TileQueue
@@ -18,9 +20,10 @@ namespace moetrim {
 /// @param mask   which atomic experts are switched off for a token; may be empty
 /// @param sum    [T, H] wide, zeroed by the caller
 /// @param sums   further sums to add to, or null
+/// @param inputs what notes the experts' inputs, or null
 void run_experts(const TileContext& context, const FetchExpert& fetch, const at::Tensor& x,
                  const MaskOfToken& mask, RoutedLayer& routed, at::Tensor& sum, ThreadPool& pool,
-                 std::vector<TileScratch>& scratch, VectorSums* sums = nullptr);
+                 std::vector<TileScratch>& scratch, VectorSums* sums = nullptr, InputWatch* inputs = nullptr);
 
 /// Rows of a tile as an expert sees them, [n, H] tile. x [T, H] stored.
 at::Tensor expert_input(const TileContext& context, const TileRows& rows, const at::Tensor& x, TileScratch& scratch);

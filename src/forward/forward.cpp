@@ -99,13 +99,17 @@ void Forward::fork(std::span<const Branch> branches) {
 
 void Forward::run_layer(RoutedLayer& routed, VectorSums* sums, const ChooseExperts& choose) {
   State& s = *state_;
-  s.sums = sums;
+  s.sums = sums != nullptr && sums->tasks > 0 ? sums : nullptr;
+  s.inputs = nullptr;
+  if (sums != nullptr && sums->inputs != nullptr) {
+    s.inputs = std::make_unique<InputWatch>(s.model, s.batch, s.layer, *sums->inputs);
+  }
   const c10::InferenceMode no_autograd;
   const LayerTensors& tensors = s.model.layer[static_cast<std::size_t>(s.layer)];
   const LayerWeights weights = load_layer(s.model, tensors, s.stream->next_layer(), s.numerics, s.device, s.part());
   if (tensors.mtp) s.join_next_tokens(weights);
   prepare_record(s.model, s.layer, tensors.sparse ? s.hidden.size(0) : 0, routed);
-  if (tensors.sparse && sums != nullptr && sums->visits_every_expert()) s.want_all_experts();
+  if (tensors.sparse && s.sums != nullptr && s.sums->visits_every_expert()) s.want_all_experts();
   s.run_attention(tensors, weights, routed);
   if (s.part() == LayerPart::to_router) {
     s.end_at_router(routed);
@@ -116,6 +120,10 @@ void Forward::run_layer(RoutedLayer& routed, VectorSums* sums, const ChooseExper
     at::Tensor normed = at::empty(s.hidden.sizes(), s.hidden.options().dtype(s.numerics.tile()));
     kernels::norm_rows(s.numerics, s.hidden, weights.mtp.final_norm, normed);
     s.hidden.copy_(normed);
+  }
+  if (s.inputs != nullptr) {
+    if (s.layer == s.model.layers - 1) s.watch_head();
+    s.inputs->finish();
   }
   ++s.layer;
 }
@@ -139,25 +147,48 @@ void Forward::State::join_next_tokens(const LayerWeights& weights) {
     }
   }
   const at::Tensor next = embedded(ids).to(device);
-  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int) {
+  if (inputs != nullptr) inputs->begin_pass();
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     const Tile& rows = tiles[static_cast<std::size_t>(index)];
     at::Tensor joined = at::empty({2, rows.tokens, model.hidden}, tile);
     at::Tensor tokens = joined[0];
     at::Tensor before = joined[1];
     kernels::norm_rows(numerics, next.narrow(0, rows.begin, rows.tokens), weights.mtp.embedding_norm, tokens);
     kernels::norm_rows(numerics, hidden.narrow(0, rows.begin, rows.tokens), weights.mtp.hidden_norm, before);
-    at::Tensor projected = product(at::cat({tokens, before}, 1), weights.mtp.projection);
+    const at::Tensor both = at::cat({tokens, before}, 1);
+    WatchedInputs watched(inputs.get(), rows, index, scratch[static_cast<std::size_t>(worker)]);
+    if (inputs != nullptr) scratch[static_cast<std::size_t>(worker)].inputs->take(LinearInput::joined, both);
+    watched.pass();
+    at::Tensor projected = product(both, weights.mtp.projection);
     kernels::round_product(numerics, projected);
     hidden.narrow(0, rows.begin, rows.tokens).copy_(projected);
   });
 }
 
+/// What the output head would read of every token.
+void Forward::State::watch_head() {
+  const Norm norm = load_final_norm(model, numerics, device);
+  inputs->begin_pass();
+  pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
+    const Tile& rows = tiles[static_cast<std::size_t>(index)];
+    TileScratch& own = scratch[static_cast<std::size_t>(worker)];
+    at::Tensor normed = grow(own.normed, rows.tokens, model.hidden, numerics.tile(), device).narrow(0, 0, rows.tokens);
+    kernels::norm_rows(numerics, hidden.narrow(0, rows.begin, rows.tokens), norm, normed);
+    WatchedInputs watched(inputs.get(), rows, index, own);
+    own.inputs->take(LinearInput::head, normed);
+    watched.pass();
+  });
+}
+
 void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed) {
+  if (inputs != nullptr) inputs->begin_pass();
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
     at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
+    WatchedInputs watched(inputs.get(), tile, index, own);
     const at::Tensor normed = attend_and_norm(context, tensors, weights, tile.parts, rows, own);
+    if (own.inputs != nullptr) own.inputs->take(LinearInput::mlp, normed);
     if (tensors.sparse) {
       moe_input.narrow(0, tile.begin, tile.tokens).copy_(normed);
       route(weights, tile, normed, routed, own);
@@ -167,6 +198,7 @@ void Forward::State::run_attention(const LayerTensors& tensors, const LayerWeigh
       kernels::add_rows(numerics, rows, gated_mlp(context, normed, weights.dense_gate_up, weights.dense_down, own),
                         model.residual_scale);
     }
+    watched.pass();
   });
 }
 

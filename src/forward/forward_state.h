@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "forward/cuda_library.h"
+#include "forward/input_watch.h"
 #include "forward/output_head.h"
 #include "forward/workplace.h"
 #include "moetrim/forward.h"
@@ -39,6 +40,7 @@ struct Forward::State : Workplace {
   void measure_turns(RoutedLayer& routed);
   void finish(const LayerWeights& weights, RoutedLayer& routed);
   void finish_rows(const Tile& tile, at::Tensor& rows, const at::Tensor& shared, RoutedLayer& routed) const;
+  void watch_head();
   void end_at_router(RoutedLayer& routed) const;
   void check_finite(const RoutedLayer& routed) const;
 
@@ -52,6 +54,7 @@ struct Forward::State : Workplace {
   std::vector<WeightBuffer> held;  // [E] what the second run finds in memory
   std::uint64_t held_bytes = 0;    // that were held in the first run
   VectorSums* sums = nullptr;    // of the layer in work, or null
+  std::unique_ptr<InputWatch> inputs;  // likewise
   at::Tensor hidden;      // [T, H] stored
   at::Tensor moe_input;   // [T, H] stored
   at::Tensor routed_sum;  // [T, H] wide

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "forward/attention.h"
+#include "forward/input_watch.h"
 #include "forward/linear.h"
 
 namespace moetrim {
@@ -16,6 +17,20 @@ at::Tensor normed_columns(const TileContext& context, const at::Tensor& product,
   at::Tensor rows = grow(out, product.size(0), width, context.numerics.tile(), context.device).narrow(0, 0, product.size(0));
   kernels::norm_product(context.numerics, product.narrow(1, from, width), norm, rows);
   return rows;
+}
+
+/// The latents of a sequence as every head attends to them: what the value rows of key_value_up read in a runtime that
+/// attends to latents. The scores are taken again, so that nobody pays who does not ask. latent [L, rank]
+void note_attended_latents(TileInputs& inputs, std::size_t part, const at::Tensor& query, const at::Tensor& keys,
+                           const at::Tensor& latent, const AttentionRule& rule) {
+  const auto on_host = [](const at::Tensor& x) { return x.to(at::kCPU, at::kFloat).contiguous(); };
+  const at::Tensor latents = on_host(latent).unsqueeze(1);
+  const auto rank = latents.size(2);
+  visit_blocks(on_host(query), on_host(keys), rule, [&](const AttentionBlock& block) {
+    const at::Tensor seen = latents.slice(0, block.seen_begin, block.seen_end).select(1, 0);
+    inputs.take_block(LinearInput::attended_latent, part, block.begin, product(block.shares, seen.t()), block.head * rank,
+                      query.size(1) * rank);
+  });
 }
 
 }  // namespace
@@ -37,6 +52,12 @@ at::Tensor latent_attention(const TileContext& context, const LatentWeights& wei
   kernels::round_product(context.numerics, down);
   if (weights.query_up.defined()) kernels::round_product(context.numerics, query);
   kernels::round_product(context.numerics, key_value);
+  if (scratch.inputs != nullptr) {
+    if (weights.query_up.defined()) scratch.inputs->take(LinearInput::query_latent, scratch.latent_query.narrow(0, 0, rows));
+    scratch.inputs->take(LinearInput::key_value_latent, latent);
+    const at::Tensor plain = query.reshape({rows, model.heads, model.head_dim}).narrow(2, 0, sizes.plain);
+    scratch.inputs->take(LinearInput::query_heads, plain.reshape({rows, model.heads * sizes.plain}));
+  }
 
   at::Tensor attended =
       grow(scratch.attended, rows, model.heads * sizes.value, context.numerics.tile(), context.device).narrow(0, 0, rows);
@@ -56,6 +77,10 @@ at::Tensor latent_attention(const TileContext& context, const LatentWeights& wei
     const at::Tensor keys = at::cat({kv.narrow(2, 0, sizes.plain), turned_key.expand({-1, model.heads, -1})}, 2);
     attended.narrow(0, begin, part.length)
         .copy_(attend_with_cache(part, q, keys, kv.narrow(2, sizes.plain, sizes.value), rule));
+    if (scratch.inputs != nullptr) {
+      const at::Tensor latents = latent.narrow(0, begin, part.length);
+      note_attended_latents(*scratch.inputs, static_cast<std::size_t>(i), q, keys, latents, rule);
+    }
   });
   kernels::round_product(context.numerics, attended);
   return attended;

@@ -27,11 +27,11 @@ void Forward::State::want_all_experts() {
   stream->want_experts(all);
 }
 
-/// On a device, unless the run is one for checking, measures vectors or switches atomic experts off, which is done expert by expert.
+/// On a device, unless the run is one for checking, measures vectors or inputs, or switches atomic experts off, which is done expert by expert.
 bool Forward::State::works_in_groups() const {
   const auto masks_atoms = [this](const ExpertMask& mask) { return !mask[static_cast<std::size_t>(layer)].atoms.empty(); };
-  return device.is_cuda() && numerics.precision != Precision::fp64 && sums == nullptr && chosen.atoms.empty() &&
-         std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
+  return device.is_cuda() && numerics.precision != Precision::fp64 && sums == nullptr && inputs == nullptr &&
+         chosen.atoms.empty() && std::none_of(batch.masks.begin(), batch.masks.end(), masks_atoms);
 }
 
 void Forward::State::run_moe(const LayerTensors& tensors, const LayerWeights& weights, RoutedLayer& routed,
@@ -106,7 +106,8 @@ void Forward::State::run_routed(const LayerTensors& tensors, RoutedLayer& routed
   } else {
     MaskOfToken mask;
     if (!token_masks.empty() || block_run == BlockRun::second) mask = [this](std::int64_t token) { return mask_of_token(token); };
-    run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch, sums);
+    run_experts(context, fetch, moe_input, mask, routed, routed_sum, pool, scratch, sums,
+                block_run == BlockRun::second ? nullptr : inputs.get());
   }
 }
 
@@ -128,12 +129,15 @@ void Forward::State::measure_turns(RoutedLayer& routed) {
 }
 
 void Forward::State::finish(const LayerWeights& weights, RoutedLayer& routed) {
+  if (inputs != nullptr) inputs->begin_pass();
   pool.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t index, int worker) {
     const Tile& tile = tiles[static_cast<std::size_t>(index)];
     TileScratch& own = scratch[static_cast<std::size_t>(worker)];
     at::Tensor rows = hidden.narrow(0, tile.begin, tile.tokens);
     at::Tensor shared;
+    WatchedInputs watched(inputs.get(), tile, index, own);
     if (weights.shared_down.defined()) shared = shared_output(context, weights, input_of(tile, own), own);
+    watched.pass();
     finish_rows(tile, rows, shared, routed);
   });
   check_finite(routed);

@@ -37,10 +37,14 @@ at::Tensor load_whole(const Model& model, Role role, at::ScalarType type, const 
 
 }  // namespace
 
+Norm load_final_norm(const Model& model, const Numerics& numerics, const at::Device& device) {
+  return make_norm(model, load_whole(model, Role::final_norm, numerics.wide(), numerics, device),
+                   load_whole(model, Role::final_norm_bias, numerics.wide(), numerics, device));
+}
+
 HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device) {
   HeadWeights out;
-  out.final_norm = make_norm(model, load_whole(model, Role::final_norm, numerics.wide(), numerics, device),
-                             load_whole(model, Role::final_norm_bias, numerics.wide(), numerics, device));
+  out.final_norm = load_final_norm(model, numerics, device);
   const bool tied = model.tied_embeddings || !model[Role::head];
   out.head = load_whole(model, tied ? Role::embedding : Role::head, numerics.tile(), numerics, device);
   out.bias = load_whole(model, Role::head_bias, numerics.tile(), numerics, device);

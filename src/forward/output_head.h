@@ -18,6 +18,8 @@ struct HeadWeights {
   at::Tensor head, bias;  // [V, H] tile; [V]
 };
 
+/// The norm alone.
+Norm load_final_norm(const Model& model, const Numerics& numerics, const at::Device& device);
 HeadWeights load_head(const Model& model, const Numerics& numerics, const at::Device& device);
 
 /// Hidden states [n, H] stored that have passed all layers to logits [n, V] tile. Threads share the vocabulary, so that few rows

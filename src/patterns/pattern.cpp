@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "moetrim/error.h"
+#include "moetrim/input_statistics.h"
 #include "moetrim/suggest.h"
 #include "patterns/head.h"
 
@@ -19,6 +20,7 @@ StatisticsManifest manifest_of(const StatisticsManifest& all, int task, bool sec
   if (manifest.part) manifest.part->whole = {all.part->whole.at(static_cast<std::size_t>(task))};
   manifest.vectors.reset();
   manifest.row_rank = 0;
+  forget_inputs(manifest);
   if (!second_order) manifest.expert_width = 0;
   return manifest;
 }

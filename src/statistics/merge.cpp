@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "moetrim/error.h"
+#include "moetrim/input_statistics.h"
 #include "moetrim/row_statistics.h"
 #include "moetrim/suggest.h"
 #include "moetrim/vectors.h"
@@ -239,6 +240,7 @@ Statistics merge_statistics(std::span<const Statistics> parts) {
   Statistics sum{.manifest = merge.manifest(), .layers = {}};
   sum.manifest.vectors.reset();
   sum.manifest.row_rank = 0;
+  forget_inputs(sum.manifest);
   for (std::size_t l = 0; l < parts.front().layers.size(); ++l) {
     sum.layers.push_back(merge.layer([&](std::size_t part) { return parts[part].layers[l]; }));
   }

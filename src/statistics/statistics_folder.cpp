@@ -15,6 +15,7 @@
 
 #include "moetrim/checkpoint.h"
 #include "moetrim/error.h"
+#include "moetrim/input_statistics.h"
 #include "moetrim/row_statistics.h"
 #include "moetrim/suggest.h"
 #include "moetrim/vectors.h"
@@ -36,13 +37,17 @@ std::set<std::string> file_names(const StatisticsManifest& manifest) {
     if (manifest.vectors) names.insert(vector_file_name(layer));
     if (manifest.row_rank > 0) names.insert(row_file_name(layer));
   }
+  for (const int layer : input_layers(manifest)) names.insert(input_file_name(layer));
   return names;
 }
 
 /// What a file of a layer holds, in words; empty for other files.
 std::string_view kind_of(std::string_view name) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kKinds{
-      {{"layer-", "layer"}, {"atoms-", "second-order statistics"}, {"vectors-", "vectors"}, {"rows-", "row importance"}}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kKinds{{{"layer-", "layer"},
+                                                                                   {"atoms-", "second-order statistics"},
+                                                                                   {"vectors-", "vectors"},
+                                                                                   {"rows-", "row importance"},
+                                                                                   {"inputs-", "inputs of linear layers"}}};
   for (const auto& [prefix, kind] : kKinds) {
     if (name.starts_with(prefix)) return kind;
   }
@@ -160,9 +165,9 @@ std::vector<int> Statistics::tasks(const std::vector<std::string>& names) const 
 
 void write_statistics(const fs::path& folder, const Statistics& statistics) {
   check_statistics(statistics, "statistics for " + folder.string());
-  if (statistics.manifest.vectors || statistics.manifest.row_rank > 0) {
-    throw InvalidInput(fmt::format("statistics for {}: the manifest announces {}, which are not held in memory", folder.string(),
-                                   statistics.manifest.vectors ? "vectors" : "rows"));
+  if (statistics.manifest.vectors || statistics.manifest.row_rank > 0 || has_inputs(statistics.manifest)) {
+    const char* what = statistics.manifest.vectors ? "vectors" : statistics.manifest.row_rank > 0 ? "rows" : "inputs";
+    throw InvalidInput(fmt::format("statistics for {}: the manifest announces {}, which are not held in memory", folder.string(), what));
   }
   write_folder(folder, statistics.manifest, [&](const fs::path& staging) {
     for (const auto& layer : statistics.layers) write_layer_statistics(staging / layer_file_name(layer.layer), layer);
@@ -199,6 +204,12 @@ PartReader read_parts(const std::vector<fs::path>& folders) {
 }
 
 void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merge, const PartReader& read) {
+  if (has_inputs(merge.manifest())) throw Error("statistics with inputs were to be merged without them");
+  write_merged_statistics(folder, merge, read, {});
+}
+
+void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merge, const PartReader& read,
+                             const InputParts& inputs) {
   const auto& manifest = merge.manifest();
   write_folder(folder, manifest, [&](const fs::path& staging) {
     for (std::size_t i = 0; i < manifest.moe_layers.size(); ++i) {
@@ -219,6 +230,9 @@ void write_merged_statistics(const fs::path& folder, const StatisticsMerge& merg
       if (manifest.row_rank == 0) continue;
       const auto rows = merge.rows([&](std::size_t part) { return read.rows(part, id); });
       write_row_statistics(staging / row_file_name(id), rows);
+    }
+    for (const int id : input_layers(manifest)) {
+      write_input_statistics(staging / input_file_name(id), merge_inputs(manifest, inputs, id));
     }
   });
 }
