@@ -1,4 +1,4 @@
-// Verify: structural check of any checkpoint folder, also of one that moetrim did not write.
+// Verify: structural check of any checkpoint folder or GGUF file, also of one that moetrim did not write.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,9 @@ struct VerifyOptions {
 /// Checks everything that Checkpoint::open and describe refuse, and beyond them: stale and unfinished files, the index's
 /// total_size, holes in the numbering of experts, a missing tokenizer.
 /// A family that moetrim does not know is a warning: its files are checked, its tensors' meaning is not.
+/// A GGUF file, with the others that its model is split over: its structure, keys against tensors, and in the deep pass also the
+/// scales of quantised blocks.
+/// @param folder  or a GGUF file
 /// @return errors first; empty when nothing is wrong.
 /// @throws Error or OutOfResources only when the machine fails; what is wrong with the folder is a finding.
 std::vector<Finding> verify_checkpoint(const std::filesystem::path& folder, const VerifyOptions& options = {});

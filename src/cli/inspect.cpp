@@ -8,8 +8,10 @@
 #include <fmt/format.h>
 
 #include "cli/command.h"
+#include "cli/gguf_commands.h"
 #include "moetrim/error.h"
 #include "moetrim/family.h"
+#include "moetrim/gguf_rewrite.h"
 #include "moetrim/plan.h"
 #include "moetrim/rewrite.h"
 #include "moetrim/suggest.h"
@@ -167,6 +169,7 @@ void inspect_slim(const Session& session, const Checkpoint& checkpoint, const Sl
 }
 
 void inspect(const Session& session, const std::string& folder) {
+  if (is_gguf_file(folder)) return inspect_gguf(session, folder);
   const Checkpoint checkpoint = Checkpoint::open(folder);
   if (const auto slim = read_slim_widths(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {
     return inspect_slim(session, checkpoint, *slim);
@@ -218,7 +221,7 @@ void add_inspect(CLI::App& app, Session& session) {
   CLI::App* command = add_command(app, session, "inspect", "Say what a checkpoint is: family, layers, experts, bytes",
                                   "moetrim inspect demo/model");
   auto folder = std::make_shared<std::string>();
-  command->add_option("checkpoint", *folder, "Checkpoint folder")->required();
+  command->add_option("checkpoint", *folder, "Checkpoint folder, or a GGUF file")->required();
   command->callback([&session, folder] { session.run = [&session, folder] { inspect(session, *folder); }; });
 }
 

@@ -10,6 +10,7 @@
 #include "cli/rewrite_flags.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
+#include "moetrim/gguf_rewrite.h"
 #include "moetrim/plan.h"
 
 namespace moetrim::cli {
@@ -70,6 +71,7 @@ Outcome describe_result(const Checkpoint& before, const Plan& plan, const Export
 }  // namespace
 
 void RewriteFlags::add_common(CLI::App& command) {
+  command_ = &command;
   command.add_option("--shard-size", shard_size, "Largest file, for example 5GB or 500MiB")->capture_default_str();
   command.add_option("--writers", writers, "Threads that copy, on one file or on several; the bytes are the same")
       ->check(CLI::Range(1, 256))->capture_default_str();
@@ -104,6 +106,7 @@ void RewriteFlags::add(CLI::App& command) {
 }
 
 Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
+  if (is_gguf_file(checkpoint)) return run_gguf(session, plan);
   std::optional<Dtype> dtype;
   if (!also_dtype.empty()) dtype = parse_twin_dtype(also_dtype);
   const Checkpoint source = Checkpoint::open(checkpoint);
@@ -141,9 +144,9 @@ void add_rewrite(CLI::App& app, Session& session) {
                                   "moetrim rewrite demo/model --plan plan.json -o pruned");
   auto flags = std::make_shared<RewriteFlags>();
   auto plan = std::make_shared<std::string>();
-  command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder")->required();
+  command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder, or a GGUF file")->required();
   command->add_option("--plan", *plan, "Plan file")->required();
-  command->add_option("-o,--output", flags->output, "Folder for the new checkpoint; must not exist, or be empty")->required();
+  command->add_option("-o,--output", flags->output, "Folder for the new checkpoint, which must not exist, or be empty; or OUT.gguf for a GGUF file")->required();
   flags->add(*command);
   command->add_flag("--dry-run", flags->dry_run, "Say bytes, files, disk and memory; write nothing");
   command->callback([&session, flags, plan] {

@@ -28,6 +28,12 @@ struct RewriteFlags {
   void add_common(CLI::App& command);
   /// Writes the checkpoint, or with --dry-run says what that would take.
   Outcome run(const Session& session, const Plan& plan) const;
+
+ private:
+  /// The same for a GGUF file.
+  Outcome run_gguf(const Session& session, const Plan& plan) const;
+
+  const CLI::App* command_ = nullptr;  ///< which knows what options were given
 };
 
 }  // namespace moetrim::cli

@@ -1,4 +1,4 @@
-// moetrim verify: structural check of any checkpoint folder.
+// moetrim verify: structural check of any checkpoint folder or GGUF file.
 
 #include <fmt/format.h>
 
@@ -33,14 +33,14 @@ void run_verify(const Session& session, const std::string& folder, bool deep) {
 }  // namespace
 
 void add_verify(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "verify", "Check any checkpoint folder: files, index, shapes, numbering",
+  CLI::App* command = add_command(app, session, "verify", "Check any checkpoint folder, or GGUF file: files, index, shapes, numbering",
                                   "moetrim verify demo/model --deep");
   struct Flags {
     std::string folder;
     bool deep = false;
   };
   auto flags = std::make_shared<Flags>();
-  command->add_option("checkpoint", flags->folder, "Checkpoint folder")->required();
+  command->add_option("checkpoint", flags->folder, "Checkpoint folder, or a GGUF file")->required();
   command->add_flag("--deep", flags->deep, "Also read every weight and look for NaN and infinity");
   command->callback([&session, flags] { session.run = [&session, flags] { run_verify(session, flags->folder, flags->deep); }; });
 }

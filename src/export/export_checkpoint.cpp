@@ -4,8 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include <unistd.h>
-
 #include <fmt/format.h>
 
 #include "export/folder_export.h"
@@ -30,13 +28,6 @@ bool is_published(const fs::path& twin, const TwinRequest& request, const fs::pa
   } catch (const InvalidInput&) {
     return false;
   }
-}
-
-/// Beside the machine's memory: then it pushes nothing out of the page cache, and dropping it would take as long as a fifth of
-/// the copy.
-bool is_small(const Checkpoint& source) {
-  const auto pages = static_cast<std::uint64_t>(std::max(0L, ::sysconf(_SC_PHYS_PAGES)));
-  return source.total_bytes() < pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) / 4;
 }
 
 /// For every shard of the twin the last shard of the pruned checkpoint that shares a source with it.
@@ -93,7 +84,7 @@ class Export {
  private:
   void open() {
     const bool both = twin_request_ != nullptr && !twin_published_;
-    const Cached cached = is_small(source_) ? Cached::keep : Cached::drop;
+    const Cached cached = stays_cached(source_.total_bytes()) ? Cached::keep : Cached::drop;
     // The twin reads it again, and drops it then.
     pruned_.emplace(source_, request_, target_, options_, meter_, both ? Cached::keep : cached);
     if (both) twin_.emplace(source_, *twin_request_, twin_target_, options_, meter_, cached);

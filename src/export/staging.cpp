@@ -32,15 +32,6 @@ namespace fs = std::filesystem;
   throw Error(fmt::format("{}: {} failed: {}", path.string(), doing, std::generic_category().message(code)));
 }
 
-void flush_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) fail(folder, "opening the folder", errno);
-  const int code = ::fsync(descriptor) == 0 ? 0 : errno;
-  ::close(descriptor);
-  // Some network file systems cannot flush a folder, and keep it safe by themselves.
-  if (code != 0 && code != EINVAL && code != ENOTSUP) fail(folder, "flushing the folder to disk", code);
-}
-
 /// Swaps the two names in one step, so that there is a whole checkpoint under the target's name at any moment.
 void exchange(const fs::path& staged, const fs::path& target) {
   if (::renameat2(AT_FDCWD, staged.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) return;
@@ -108,6 +99,20 @@ std::uint64_t free_disk_bytes(const fs::path& target) {
   struct statvfs status {};
   if (::statvfs(folder.c_str(), &status) != 0) return std::numeric_limits<std::uint64_t>::max();
   return std::uint64_t{status.f_bavail} * status.f_frsize;
+}
+
+bool stays_cached(std::uint64_t source_bytes) {
+  const auto pages = static_cast<std::uint64_t>(std::max(0L, ::sysconf(_SC_PHYS_PAGES)));
+  return source_bytes < pages * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) / 4;
+}
+
+void flush_folder(const fs::path& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) fail(folder, "opening the folder", errno);
+  const int code = ::fsync(descriptor) == 0 ? 0 : errno;
+  ::close(descriptor);
+  // Some network file systems cannot flush a folder, and keep it safe by themselves.
+  if (code != 0 && code != EINVAL && code != ENOTSUP) fail(folder, "flushing the folder to disk", code);
 }
 
 fs::path staging_folder(const fs::path& target) {

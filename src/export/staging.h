@@ -22,6 +22,13 @@ std::filesystem::path resolve_target(const std::filesystem::path& target, const 
 /// Bytes that may still be written to the file system of the nearest folder that exists; 2^64-1 when it cannot say.
 std::uint64_t free_disk_bytes(const std::filesystem::path& target);
 
+/// Whether a source of that size stays in the page cache while it is copied: beside the machine's memory it is small, so that it
+/// pushes nothing out, and dropping it would take as long as a fifth of the copy.
+bool stays_cached(std::uint64_t source_bytes);
+
+/// Makes new names in the folder safe on disk.
+void flush_folder(const std::filesystem::path& folder);
+
 /// `.TARGET.moetrim-partial`, beside a target as resolve_target gives it.
 std::filesystem::path staging_folder(const std::filesystem::path& target);
 

@@ -1,8 +1,10 @@
-// Structural check of a checkpoint folder.
+// Structural check of a checkpoint folder, or of a GGUF file.
 
 #include <algorithm>
 
 #include "moetrim/error.h"
+#include "moetrim/gguf_rewrite.h"
+#include "verify/check_gguf.h"
 #include "verify/checks.h"
 
 namespace moetrim {
@@ -41,11 +43,7 @@ void check_config(const Checkpoint& checkpoint, Findings& findings) {
   }
 }
 
-}  // namespace
-
-std::string_view severity_name(Severity severity) { return severity == Severity::error ? "error" : "warning"; }
-
-std::vector<Finding> verify_checkpoint(const std::filesystem::path& folder, const VerifyOptions& options) {
+Findings check_folder(const std::filesystem::path& folder, const VerifyOptions& options) {
   Findings findings;
   std::error_code ignored;
   const auto checkpoint = open(folder, findings);
@@ -56,6 +54,15 @@ std::vector<Finding> verify_checkpoint(const std::filesystem::path& folder, cons
     check_config(*checkpoint, findings);
     if (options.deep) check_values(*checkpoint, options, findings);
   }
+  return findings;
+}
+
+}  // namespace
+
+std::string_view severity_name(Severity severity) { return severity == Severity::error ? "error" : "warning"; }
+
+std::vector<Finding> verify_checkpoint(const std::filesystem::path& folder, const VerifyOptions& options) {
+  Findings findings = is_gguf_file(folder) ? check_gguf_file(folder, options) : check_folder(folder, options);
   std::stable_sort(findings.begin(), findings.end(),
                    [](const Finding& a, const Finding& b) { return a.severity < b.severity; });
   return findings;

@@ -1,0 +1,213 @@
+// Writes the files of a pruned GGUF model: ranges of the source, moved by several threads.
+
+#include <algorithm>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include <fcntl.h>
+
+#include <fmt/format.h>
+
+#include "export/staging.h"
+#include "gguf/rewrite/targets.h"
+#include "moetrim/error.h"
+
+namespace moetrim {
+
+namespace {
+
+namespace fs = std::filesystem;
+using namespace gguf_detail;
+using namespace export_detail;
+
+constexpr std::uint64_t kMoveBytes = std::uint64_t{8} << 20;  ///< of one move: enough to read in one go, little enough to share out
+constexpr std::size_t kMovesAhead = 6;                        ///< that the kernel reads while one is being copied
+
+/// Bytes of the source and their place in a tensor of the new file.
+struct Move {
+  std::size_t tensor = 0;
+  std::uint64_t at = 0;
+  GgufRange range;
+};
+
+std::vector<Move> moves_of(const GgufOutputFile& file) {
+  std::vector<Move> out;
+  for (std::size_t i = 0; i < file.tensors.size(); ++i) {
+    std::uint64_t at = 0;
+    for (const GgufRange& range : file.tensors[i].ranges) {
+      for (std::uint64_t done = 0; done < range.size;) {
+        const std::uint64_t part = std::min(kMoveBytes, range.size - done);
+        out.push_back({i, at, {range.offset + done, part}});
+        done += part;
+        at += part;
+      }
+    }
+  }
+  return out;
+}
+
+std::vector<GgufTensorSpec> specs_of(const GgufOutputFile& file) {
+  std::vector<GgufTensorSpec> out;
+  for (const GgufOutputTensor& tensor : file.tensors) out.push_back(tensor.spec);
+  return out;
+}
+
+struct Sizes {
+  std::uint64_t bytes = 0, parameters = 0;
+
+  void add(const GgufTensorSpec& spec) {
+    std::uint64_t elements = 1;
+    for (const auto extent : spec.shape) elements *= extent;
+    bytes += spec.bytes();
+    parameters += elements;
+  }
+};
+
+/// Threads that do the moves of one file.
+class Movers {
+ public:
+  Movers(const GgufFile& source, GgufWriter& writer, std::vector<Move> moves, const GgufWriteOptions& options, bool cached,
+         const std::function<void(std::uint64_t)>& moved)
+      : source_(source), writer_(writer), moves_(std::move(moves)), options_(options), cached_(cached), moved_(moved) {}
+
+  /// @throws what a thread threw; Interrupted
+  void run() {
+    for (std::size_t i = 0; i < kMovesAhead; ++i) read_soon(i);
+    {
+      std::vector<std::jthread> others;
+      for (int i = 1; i < options_.writers; ++i) others.emplace_back([this] { work(); });
+      work();
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void work() {
+    try {
+      while (const auto next = take()) {
+        const Move& move = moves_[*next];
+        read_soon(*next + kMovesAhead);
+        writer_.copy_at(move.tensor, move.at, source_, move.range.offset, move.range.size);
+        if (!cached_) source_.drop_cache(move.range.offset, move.range.size);
+        const std::lock_guard lock(mutex_);
+        moved_(move.range.size);
+      }
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  std::optional<std::size_t> take() {
+    const std::lock_guard lock(mutex_);
+    if (failure_ || next_ == moves_.size()) return std::nullopt;
+    if (options_.stop != nullptr && *options_.stop) throw Interrupted("stopped by a signal; repeat the command to start again");
+    return next_++;
+  }
+
+  void read_soon(std::size_t index) const {
+    if (index >= moves_.size()) return;
+    const GgufRange& range = moves_[index].range;
+    ::posix_fadvise(source_.descriptor(), static_cast<off_t>(range.offset), static_cast<off_t>(range.size), POSIX_FADV_WILLNEED);
+  }
+
+  const GgufFile& source_;
+  GgufWriter& writer_;
+  const std::vector<Move> moves_;
+  const GgufWriteOptions& options_;
+  const bool cached_;
+  const std::function<void(std::uint64_t)>& moved_;
+  std::mutex mutex_;  ///< over what follows, and moved_
+  std::size_t next_ = 0;
+  std::exception_ptr failure_;
+};
+
+/// The working folder, which goes with whatever is in it unless it was emptied by publish.
+class Workplace {
+ public:
+  explicit Workplace(const fs::path& target) : staging_(target, Access::alone) {
+    staging_.clear([](const std::string&) { return true; });
+  }
+  ~Workplace() { staging_.discard(); }
+  Workplace(const Workplace&) = delete;
+  Workplace& operator=(const Workplace&) = delete;
+
+  const fs::path& folder() const { return staging_.folder(); }
+
+ private:
+  Staging staging_;
+};
+
+void check_disk(const GgufEstimate& estimate, const fs::path& target) {
+  if (estimate.disk_bytes <= estimate.free_disk_bytes) return;
+  throw OutOfResources(fmt::format("{}: writing the model needs {} bytes of disk, {} are free; free some, or write elsewhere", target.string(),
+                                   estimate.disk_bytes, estimate.free_disk_bytes));
+}
+
+/// What comes before a file's tensors.
+std::uint64_t header_bytes(const GgufFile& file) {
+  return file.tensors().empty() ? file.file_bytes() : file.tensors().front().offset;
+}
+
+GgufEstimate estimate(const GgufRewrite& rewrite, const Targets& targets, const GgufWriteOptions& options) {
+  constexpr std::uint64_t kNewKeys = 4096, kPadding = 4096, kCopyBlock = std::uint64_t{1} << 20;
+  GgufEstimate out{.free_disk_bytes = free_disk_bytes(targets.target), .outputs = targets.files};
+  Sizes before, after;
+  std::uint64_t headers = 0, moves = 0;
+  for (std::size_t i = 0; i < rewrite.files.size(); ++i) {
+    const GgufFile& source = rewrite.source->files()[i];
+    headers += header_bytes(source);
+    out.disk_bytes += header_bytes(source) + kNewKeys + kPadding + (rewrite.files[i].tensors.size() * source.alignment());
+    for (const GgufTensor& tensor : source.tensors()) before.add(tensor);
+    for (const GgufOutputTensor& tensor : rewrite.files[i].tensors) {
+      after.add(tensor.spec);
+      moves += tensor.ranges.size() + (tensor.spec.bytes() / kMoveBytes);
+    }
+  }
+  out.before_bytes = before.bytes, out.before_parameters = before.parameters;
+  out.after_bytes = after.bytes, out.after_parameters = after.parameters;
+  out.disk_bytes += after.bytes;
+  out.peak_memory_bytes = (3 * headers) + (moves * sizeof(Move)) + (static_cast<std::uint64_t>(options.writers) * kCopyBlock);
+  return out;
+}
+
+void write_file(const GgufRewrite& rewrite, std::size_t index, const fs::path& path, const GgufWriteOptions& options,
+                const std::function<void(std::uint64_t)>& moved) {
+  const GgufOutputFile& file = rewrite.files[index];
+  GgufWriter writer(path, file.metadata, specs_of(file));
+  const bool cached = stays_cached(rewrite.source->total_bytes());
+  Movers(rewrite.source->files()[index], writer, moves_of(file), options, cached, moved).run();
+  writer.finish();
+}
+
+}  // namespace
+
+GgufEstimate estimate_gguf(const GgufRewrite& rewrite, const fs::path& target, const GgufWriteOptions& options) {
+  return estimate(rewrite, resolve_targets(rewrite, target, options.overwrite), options);
+}
+
+std::vector<fs::path> write_gguf(const GgufRewrite& rewrite, const fs::path& target, const GgufWriteOptions& options,
+                                 const GgufProgressFn& progress) {
+  try {
+    const Targets targets = resolve_targets(rewrite, target, options.overwrite);
+    const GgufEstimate need = estimate(rewrite, targets, options);
+    check_disk(need, targets.target);
+    std::uint64_t done = 0;
+    const auto moved = [&](std::uint64_t bytes) {
+      done += bytes;
+      if (progress) progress(done, need.after_bytes);
+    };
+    const Workplace place(targets.target);
+    for (std::size_t i = 0; i < rewrite.files.size(); ++i) {
+      write_file(rewrite, i, place.folder() / targets.files[i].filename(), options, moved);
+    }
+    publish(place.folder(), targets);
+    return targets.files;
+  } catch (const fs::filesystem_error& problem) {
+    throw Error(problem.what());
+  }
+}
+
+}  // namespace moetrim
