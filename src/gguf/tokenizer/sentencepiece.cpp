@@ -60,6 +60,41 @@ SpacePrefix metaspace_prefix(const TokenizerJson& tokenizer, const Json& step) {
   return {.added = true, .notes = {"llama.cpp puts a space before text that follows a special token, the tokenizer only at the beginning"}};
 }
 
+using Ids = std::unordered_map<std::string_view, std::uint32_t>;
+
+Ids ids_of(const TokenizerJson& tokenizer) {
+  Ids ids;
+  for (std::size_t id = 0; id < tokenizer.pieces.size(); ++id) {
+    if (!tokenizer.pieces[id].empty()) ids.emplace(tokenizer.pieces[id], static_cast<std::uint32_t>(id));
+  }
+  return ids;
+}
+
+/// Every way to join a token from two is a merge.
+void check_complete(const TokenizerJson& tokenizer, const Ids& ids) {
+  const std::unordered_set<std::string_view> merges(tokenizer.merges.begin(), tokenizer.merges.end());
+  std::unordered_set<std::string_view> added;
+  for (const AddedToken& token : tokenizer.added) added.insert(token.text);
+  std::string pair;
+  for (const std::string& piece : tokenizer.pieces) {
+    if (piece.empty() || added.contains(piece)) continue;
+    for (std::size_t cut = 1; cut < piece.size(); ++cut) {
+      const std::string_view left = std::string_view(piece).substr(0, cut);
+      const std::string_view right = std::string_view(piece).substr(cut);
+      if (!ids.contains(left) || !ids.contains(right)) continue;
+      pair.assign(left).append(" ").append(right);
+      if (merges.contains(pair)) continue;
+      refuse(tokenizer, fmt::format("model.merges: {} is a token, but {} is not among the merges", in_quotes(piece), in_quotes(pair)));
+    }
+  }
+}
+
+/// Of equal, lowest score in SentencePiece's models: their merges lie among one another.
+bool is_run_of_spaces(std::string_view text) {
+  while (text.starts_with(kSpaceMark)) text.remove_prefix(kSpaceMark.size());
+  return text.empty();
+}
+
 }  // namespace
 
 bool is_sentencepiece(const TokenizerJson& tokenizer) { return member(tokenizer.model(), "byte_fallback") == true; }
@@ -80,45 +115,27 @@ SpacePrefix space_prefix(const TokenizerJson& tokenizer) {
 }
 
 std::vector<float> scores_of_merges(const TokenizerJson& tokenizer, bool unchecked) {
-  std::unordered_map<std::string_view, std::uint32_t> ids;
-  for (std::size_t id = 0; id < tokenizer.pieces.size(); ++id) {
-    if (!tokenizer.pieces[id].empty()) ids.emplace(tokenizer.pieces[id], static_cast<std::uint32_t>(id));
-  }
-  std::vector<float> scores(tokenizer.pieces.size(), -std::numeric_limits<float>::infinity());
-  std::unordered_set<std::string_view> pairs(tokenizer.merges.begin(), tokenizer.merges.end());
-  std::string joined;
+  const Ids ids = ids_of(tokenizer);
+  if (!unchecked) check_complete(tokenizer, ids);
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  std::vector<float> scores(tokenizer.pieces.size(), kNone);
   std::uint32_t last = std::numeric_limits<std::uint32_t>::max();
+  bool spaces = false;  // whether the merge before made a run of spaces
   std::size_t order = 0;
   for (const std::string& merge : tokenizer.merges) {
-    joined = merge;
+    std::string joined = merge;
     joined.erase(joined.find(' '), 1);
     const auto token = ids.find(joined);
     if (token == ids.end()) refuse(tokenizer, fmt::format("model.merges: {} makes no token", in_quotes(merge)));
-    if (token->second == last) continue;
+    const bool follows = token->second == last || (spaces && is_run_of_spaces(joined));
     last = token->second;
-    if (scores[last] > -std::numeric_limits<float>::infinity()) {
-      if (unchecked) continue;
+    spaces = is_run_of_spaces(joined);
+    if (scores[last] != kNone && !follows && !unchecked) {
       refuse(tokenizer, fmt::format("model.merges: the merges that make {} do not follow one another", in_quotes(joined)));
     }
-    scores[last] = -static_cast<float>(order++);
+    if (scores[last] == kNone) scores[last] = -static_cast<float>(follows ? order : ++order);
   }
-  for (float& score : scores) score = std::max(score, -static_cast<float>(order));
-  if (unchecked) return scores;
-
-  std::string pair;
-  for (std::size_t id = 0; id < tokenizer.pieces.size(); ++id) {
-    const std::string& piece = tokenizer.pieces[id];
-    if (piece.empty() || tokenizer.find_added(piece) != nullptr) continue;
-    for (std::size_t cut = 1; cut < piece.size(); ++cut) {
-      const std::string_view left = std::string_view(piece).substr(0, cut);
-      const std::string_view right = std::string_view(piece).substr(cut);
-      if (!ids.contains(left) || !ids.contains(right)) continue;
-      pair.assign(left).append(" ").append(right);
-      if (!pairs.contains(pair)) {
-        refuse(tokenizer, fmt::format("model.merges: {} is a token, but {} is not among the merges", in_quotes(piece), in_quotes(pair)));
-      }
-    }
-  }
+  for (float& score : scores) score = std::max(score, -static_cast<float>(order + 1));
   return scores;
 }
 
