@@ -313,16 +313,24 @@ def quantize(source, out, kind: str, imatrix=None, pure: bool = False, types=Non
 
 def convert(*jobs):
     """llama.cpp's own converter, in one other process (its `gguf` package differs from the published one). A job is a dict:
-    folder, out, and at will outtype ("f32") and pre, the name of the pre-tokenizer that the converter cannot know."""
+    folder, out, and at will outtype ("f32"), pre, the name of the pre-tokenizer that the converter cannot know, and vocabulary
+    "none", in the jobs from there on, for checkpoints without a tokenizer."""
     code = """
         import json, logging, sys
         sys.path.insert(0, sys.argv[1])
         jobs = json.loads(sys.argv[2])
+        import conversion
         import convert_hf_to_gguf as converter
         from conversion.base import TextModel
         known = TextModel.get_vocab_base_pre
+        def set_no_vocabulary(model):
+            model._set_vocab_none()
+            model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])  # which llama.cpp then needs
         for job in jobs:
             TextModel.get_vocab_base_pre = (lambda name: lambda *_: name)(job["pre"]) if "pre" in job else known
+            if job.get("vocabulary") == "none":
+                architecture = json.loads(open(job["folder"] + "/config.json").read())["architectures"][0]
+                conversion.get_model_class(architecture).set_vocab = set_no_vocabulary
             sys.argv = ["", job["folder"], "--outfile", job["out"], "--outtype", job.get("outtype", "f32")] + job.get("more", [])
             converter.main()
         """

@@ -1,0 +1,134 @@
+"""rewrite MODEL.gguf: the same bytes as if the checkpoint had been pruned first and converted and quantised then."""
+import json
+
+import gguf
+import numpy as np
+import pytest
+
+import llama_cpp
+import models
+from program import moetrim, moetrim_json, write_task
+from test_mtp import Mtp
+
+IDS = models.sequences(9, [40, 25, 33])
+# K-quants take rows of 256 elements, so that hidden size and expert width are multiples of it.
+WIDE = dict(hidden_size=256, moe_intermediate_size=256, num_experts=6, num_experts_per_tok=2, num_hidden_layers=2, head_dim=64,
+            mlp_only_layers=[])
+CASES = {
+    "qwen3_moe": WIDE,
+    "deepseek_v3": dict(num_attention_heads=4, num_key_value_heads=4),
+    "gpt_oss": {},
+    "glm4_moe": None,  # with a multi-token-prediction block
+}
+QUANTS = ("q4_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "iq3_s", "tq2_0", "mxfp4")
+# Values of these follow the folder's name in the converter, and the source's in the rewritten file.
+NAMES = ("general.name", "general.basename", "general.version", "general.finetune", "moetrim.plan")
+
+
+def plan_and_prune(folder, family, changes):
+    if changes is None:
+        Mtp(folder, family)
+    else:
+        models.make(folder / "m", family, **changes)
+    keep = models.two_thirds(models.config_of(family, **changes or {}))
+    write_task(folder / "t.jsonl", IDS)
+    moetrim("calibrate", folder / "m", "--task", folder / "t.jsonl", "--dtype", "fp32", "-o", folder / "s.stats",
+            *(["--mtp", "prune"] if changes is None else []))
+    moetrim("plan", folder / "s.stats", "--method", "random", "--keep", keep, "-o", folder / "plan.json")
+    moetrim("rewrite", folder / "m", "--plan", folder / "plan.json", "-o", folder / "pruned")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """By family: whole.gguf and pruned.gguf, of the checkpoint and of the pruned one, and the plan."""
+    root, jobs = tmp_path_factory.mktemp("gguf"), []
+    for family, changes in CASES.items():
+        plan_and_prune(root / family, family, changes)
+        (root / family / "pruned/README.md").unlink()  # from which the converter takes keys
+        for folder, name in (("m", "whole"), ("pruned", "pruned")):
+            jobs.append(dict(folder=root / family / folder, out=root / family / f"{name}.gguf", vocabulary="none"))
+    glm = root / "glm4_moe"
+    moetrim("rewrite", glm / "m", "--plan", glm / "plan.json", "--mtp", "drop", "-o", glm / "dropped")
+    (glm / "dropped/README.md").unlink()
+    jobs.append(dict(folder=glm / "dropped", out=glm / "dropped.gguf", vocabulary="none"))
+    jobs.append(dict(folder=root / "qwen3_moe/m", out=root / "split.gguf", vocabulary="none", more=["--split-max-tensors", "7"]))
+    llama_cpp.convert(*jobs)
+    return root
+
+
+def contents(file):
+    """Keys and their values, and tensors: type, shape and bytes."""
+    reader = gguf.GGUFReader(file)
+    keys = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    return keys, {t.name: (t.tensor_type.name, t.shape.tolist(), t.data.tobytes()) for t in reader.tensors}
+
+
+def assert_same(ours, theirs, other_keys=frozenset()):
+    (keys, tensors), (their_keys, their_tensors) = contents(ours), contents(theirs)
+    for key in {*NAMES, *other_keys}:
+        keys.pop(key, None), their_keys.pop(key, None)
+    assert keys == their_keys
+    assert list(tensors) == list(their_tensors)
+    for name, tensor in tensors.items():
+        assert tensor == their_tensors[name], name
+
+
+def rewrite(source, plan, out, *options):
+    result = moetrim_json("rewrite", source, "--plan", plan, "-o", out, *options)
+    assert moetrim_json("verify", result["checkpoint"], "--deep")["errors"] == 0
+    return result
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_pruning_commutes_with_conversion(family, folders, tmp_path):
+    folder = folders / family
+    result = rewrite(folder / "whole.gguf", folder / "plan.json", tmp_path / "out.gguf", "--writers", 3)
+    assert_same(tmp_path / "out.gguf", folder / "pruned.gguf")
+    assert any("does not say which checkpoint" in note for note in result["notes"])
+    ours, theirs = (llama_cpp.Model(file).logits(IDS[0]) for file in (tmp_path / "out.gguf", folder / "pruned.gguf"))
+    assert np.isfinite(ours).all() and np.array_equal(ours, theirs)
+
+
+def test_dropped_mtp_block(folders, tmp_path):
+    folder = folders / "glm4_moe"
+    rewrite(folder / "whole.gguf", folder / "plan.json", tmp_path / "out.gguf", "--mtp", "drop")
+    assert_same(tmp_path / "out.gguf", folder / "dropped.gguf", {"glm4moe.nextn_predict_layers"})
+    ours, theirs = (llama_cpp.Model(file).logits(IDS[0]) for file in (tmp_path / "out.gguf", folder / "dropped.gguf"))
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", QUANTS)
+def test_pruning_commutes_with_quantisation(kind, folders, tmp_path):
+    folder = folders / "qwen3_moe"
+    for name in ("whole", "pruned"):
+        llama_cpp.quantize(folder / f"{name}.gguf", tmp_path / f"{name}.gguf", kind, pure=True)
+    rewrite(tmp_path / "whole.gguf", folder / "plan.json", tmp_path / "out.gguf")
+    assert_same(tmp_path / "out.gguf", tmp_path / "pruned.gguf")
+    ours, theirs = (llama_cpp.Model(tmp_path / file).logits(IDS[0]) for file in ("out.gguf", "pruned.gguf"))
+    assert np.isfinite(ours).all() and np.array_equal(ours, theirs)
+
+
+def test_split_model(folders, tmp_path):
+    first = next(folders.glob("split-00001-of-*.gguf"))
+    plan = folders / "qwen3_moe/plan.json"
+    files = rewrite(first, plan, tmp_path / "out.gguf")["files"]
+    assert len(files) == len(list(folders.glob("split-*.gguf"))) > 2
+    rewrite(folders / "qwen3_moe/whole.gguf", plan, tmp_path / "whole.gguf")
+    ours, theirs = (llama_cpp.Model(file).logits(IDS[0]) for file in (files[0], tmp_path / "whole.gguf"))
+    assert np.array_equal(ours, theirs)
+
+
+def test_options_that_do_not_apply_are_refused(folders, tmp_path):
+    folder, out = folders / "qwen3_moe", tmp_path / "out.gguf"
+    for option, value in [("--shard-size", "5GB"), ("--also-dtype", "bf16"), ("--slice", "1/2"), ("--low-rank", 2)]:
+        done = moetrim("rewrite", folder / "whole.gguf", "--plan", folder / "plan.json", "-o", out, option, value, code=2)
+        assert f"{option} does not apply to" in done.stderr
+    estimate = moetrim_json("rewrite", folder / "whole.gguf", "--plan", folder / "plan.json", "-o", out, "--dry-run")
+    assert not out.exists() and estimate["files"] == [str(out)]
+    rewrite(folder / "whole.gguf", folder / "plan.json", out)
+    assert estimate["disk_bytes"] - 10_000 < out.stat().st_size <= estimate["disk_bytes"]
+    info = moetrim_json("inspect", out)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert (info["family"], info["layers"], info["moe_layers"], info["experts"], info["experts_per_token"]) == ("qwen3_moe", 2, 2, plan["keep"], 2)
+    assert (info["hidden"], info["expert_width"], info["vocabulary"]) == (256, 256, 101)
+    assert sum(info["bytes"].values()) == info["total_bytes"] == sum(info["bytes_by_type"].values()) == estimate["after_bytes"]
