@@ -117,6 +117,7 @@ void add_calibrate(CLI::App& app, Session& session);
 void add_score(CLI::App& app, Session& session);
 void add_plan(CLI::App& app, Session& session);
 void add_rewrite(CLI::App& app, Session& session);
+void add_export(CLI::App& app, Session& session);
 void add_evaluate(CLI::App& app, Session& session);
 void add_run(CLI::App& app, Session& session);
 void add_search(CLI::App& app, Session& session);

@@ -1,0 +1,243 @@
+"""export --format gguf: the tensors and keys of llama.cpp's own converter, and logits of llama.cpp that are transformers'."""
+import json
+import signal
+import subprocess
+import time
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import llama_cpp
+import models
+import quantise
+from program import MOETRIM, moetrim, moetrim_json
+from test_quantised import SIZES
+
+IDS = models.sequences(11, [40, 25, 33])
+YARN = models.rope(kind="yarn", factor=4.0, original_max_position_embeddings=32)
+DTYPES = ("f16", "bf16", "q8_0")
+LONG = [1.0, 1.5, 2.5, 4.0, 6.0, 9.0]
+
+
+class Case:
+    """A checkpoint, keys that we write otherwise than the converter, and the published name of a class that transformers renamed."""
+
+    def __init__(self, family, layout=None, other_keys=(), published=None, **changes):
+        self.family, self.layout, self.other_keys, self.published, self.changes = family, layout, set(other_keys), published, changes
+
+    def make(self, folder, **more):
+        model = models.make(folder, self.family, self.layout, **self.changes, **more)
+        if self.published:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "architectures": [self.published]}))
+        return model
+
+
+# What a checkpoint must not have is refused, see REFUSED.
+CASES = {
+    "qwen3_moe": Case("qwen3_moe", mlp_only_layers=[]),
+    "qwen3_moe yarn": Case("qwen3_moe", "fused", mlp_only_layers=[], rope_parameters=YARN),
+    "qwen2_moe": Case("qwen2_moe"),
+    "olmoe": Case("olmoe", clip_qkv=None, num_key_value_heads=4, rms_norm_eps=1e-5),
+    "mixtral": Case("mixtral"),
+    "granitemoe": Case("granitemoe"),
+    # The converter derives the factor from the lengths, whatever the config says.
+    "phimoe": Case("phimoe", published="PhiMoEForCausalLM", sliding_window=None, max_position_embeddings=1024, other_keys=["phimoe.rope.scaling.attn_factor"],
+                   rope_parameters=models.rope(kind="longrope", short_factor=LONG, long_factor=LONG, short_mscale=1.25,
+                                               long_mscale=1.25, original_max_position_embeddings=512)),
+    "qwen3_vl_moe": Case("qwen3_vl_moe", "saved", mlp_only_layers=[]),
+}
+# Ours alone, and what the converter leaves to llama.cpp, which then assumes the same.
+OURS = {"moetrim.source_fingerprint", "tokenizer.ggml.model"}
+DEFAULTS = ("vocab_size", "attention.key_length", "attention.value_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
+# Guessed from a folder's name; here it is taken as it is.
+NAMES = ("general.name", "general.basename", "general.finetune", "general.size_label", "general.version")
+
+
+class File:
+    def __init__(self, path):
+        reader = gguf.GGUFReader(path)
+        self.keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        self.tensors = {t.name: t for t in reader.tensors}
+
+    def differences(self, other, but=()):
+        names = sorted(self.tensors.keys() ^ other.tensors.keys())
+        return names + [name for name in self.tensors.keys() & other.tensors.keys()
+                        if name not in but and not self.same(self.tensors[name], other.tensors[name])]
+
+    @staticmethod
+    def same(a, b):
+        return a.tensor_type == b.tensor_type and list(a.shape) == list(b.shape) and a.data.tobytes() == b.data.tobytes()
+
+
+def export(folder, out, *more, dtype="f32"):
+    return moetrim_json("export", folder, "--format", "gguf", "--dtype", dtype, "--no-tokenizer", "-o", out, *more)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The models, with both files of each: the converter takes longer to start than to convert all of them."""
+    root = tmp_path_factory.mktemp("gguf")
+    folders = {name: root / name.replace(" ", "-") for name in CASES}
+    made = {name: case.make(folders[name]) for name, case in CASES.items()}
+    # Rows of 48 are no whole blocks of q8_0 and stay f16; bf16 values are what most checkpoints have.
+    models.make(root / "bf16", "qwen3_moe", dtype=torch.bfloat16, mlp_only_layers=[], hidden_size=64, moe_intermediate_size=48, head_dim=16)
+    jobs = [(folder, "f32") for folder in folders.values()] + [(root / "bf16", dtype) for dtype in DTYPES]
+    llama_cpp.convert(*[dict(folder=folder, out=folder / f"theirs-{dtype}.gguf", outtype=dtype, vocabulary="none") for folder, dtype in jobs])
+    for folder, dtype in jobs:
+        export(folder, folder / f"ours-{dtype}.gguf", dtype=dtype)
+    return {"bf16": (None, root / "bf16"), **{name: (model, folders[name]) for name, model in made.items()}}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_and_keys_are_those_of_the_converter(files, name):
+    folder = files[name][1]
+    ours, theirs = File(folder / "ours-f32.gguf"), File(folder / "theirs-f32.gguf")
+    assert not ours.differences(theirs)
+    other = CASES[name].other_keys
+    for key in theirs.keys.keys() - set(NAMES) - other:
+        assert ours.keys.get(key) == theirs.keys[key], key
+    architecture = ours.keys["general.architecture"]
+    extra = ours.keys.keys() - theirs.keys.keys() - OURS - set(NAMES) - other
+    assert extra <= {f"{architecture}.{key}" for key in DEFAULTS}
+
+
+def plain_routing(monkeypatch):
+    """llama.cpp has no SparseMixer; with softmax in its place the rest must agree."""
+    def softmax_top_k(scores, *_, top_k=2, **__):
+        gates, chosen = scores.float().softmax(-1).topk(top_k)
+        return (gates / gates.sum(-1, keepdim=True)).to(scores.dtype), chosen
+    from transformers.models.phimoe import modeling_phimoe
+    monkeypatch.setattr(modeling_phimoe, "sparsemixer", softmax_top_k)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_llama_cpp_computes_what_transformers_computes(files, name, monkeypatch):
+    model, folder = files[name]
+    if name == "phimoe":
+        plain_routing(monkeypatch)
+    with llama_cpp.Model(folder / "ours-f32.gguf") as llama:
+        logits = np.concatenate([llama.logits(ids) for ids in IDS])
+    wanted = models.logits_of(model, IDS).numpy()
+    assert llama_cpp.agreement(logits, wanted) >= 0.99
+    assert llama_cpp.divergence(logits, wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_types_are_those_of_the_converter(files, dtype):
+    folder = files["bf16"][1]
+    ours, theirs = File(folder / f"ours-{dtype}.gguf"), File(folder / f"theirs-{dtype}.gguf")
+    assert not ours.differences(theirs)
+    assert ours.keys["general.file_type"] == theirs.keys["general.file_type"]
+    assert ours.tensors["blk.0.ffn_down_exps.weight"].tensor_type.name == ("BF16" if dtype == "bf16" else "F16")
+
+
+def hand_plan(folder, keep, **more):
+    """The same slots in every MoE layer."""
+    is_a = moetrim_json("inspect", folder / "m")
+    config = json.loads((folder / "m/config.json").read_text())
+    plan = dict(format="moetrim-plan", version=1, method="by hand", variant="executed", checkpoint_fingerprint=is_a["fingerprint"],
+                family=is_a["family"], experts=is_a["experts"], keep=len(keep), experts_per_token=is_a["experts_per_token"],
+                layers=[dict(layer=layer, keep=keep, unseen=0, unseen_kept=0) for layer in range(config["num_hidden_layers"])],
+                protect=[], source={}, **more)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder / "plan.json"
+
+
+def test_pruning_on_the_way_is_rewriting_before(tmp_path):
+    """Also with slots in any order; and experts one by one, fused, with few or many threads, in one file or several."""
+    for layout in ("per-expert", "fused"):
+        folder = tmp_path / layout
+        models.make(folder / "m", "qwen3_moe", layout, mlp_only_layers=[])
+        plan = hand_plan(folder, [5, 0, 3, 0, 6], order="free")
+        moetrim("rewrite", folder / "m", "--plan", plan, "-o", folder / "pruned")
+        export(folder / "pruned", folder / "after.gguf", "--writers", 1)
+        export(folder / "m", folder / "on-the-way.gguf", "--plan", plan, "--writers", 5)
+        after, on_the_way = File(folder / "after.gguf"), File(folder / "on-the-way.gguf")
+        assert not after.differences(on_the_way)
+        named = {"general.name", "moetrim.source_fingerprint", "moetrim.plan"}
+        assert {k: v for k, v in after.keys.items() if k not in named} == \
+            {k: v for k, v in on_the_way.keys.items() if k not in named and not k.startswith("general.base_model")}
+        assert on_the_way.keys["qwen3moe.expert_count"] == 5 and "moetrim.source_fingerprint" not in on_the_way.keys
+        assert after.keys["moetrim.source_fingerprint"] == moetrim_json("inspect", folder / "pruned")["fingerprint"]
+    assert not on_the_way.differences(File(tmp_path / "per-expert/on-the-way.gguf"))
+    printed = export(folder / "m", folder / "split.gguf", "--plan", plan, "--shard-size", "20KB")
+    assert printed["files"][0].endswith("split-00001-of-%05d.gguf" % len(printed["files"])) and len(printed["files"]) > 3
+    with llama_cpp.Model(printed["files"][0]) as split, llama_cpp.Model(folder / "on-the-way.gguf") as whole:
+        assert np.array_equal(split.logits(IDS[0]), whole.logits(IDS[0]))
+
+
+@pytest.mark.parametrize("family, method", [("qwen3_moe", "fp8 blocks"), ("qwen3_moe", "awq")])
+def test_quantised_weights_are_dequantised(family, method, tmp_path):
+    model = models.make(tmp_path / "m", family, initializer_range=0.1, mlp_only_layers=[], **SIZES[family])
+    quantise.quantise(tmp_path / "m", method, model)
+    export(tmp_path / "m", tmp_path / "codes.gguf")
+    model.save_pretrained(tmp_path / "values")
+    export(tmp_path / "values", tmp_path / "values.gguf")
+    codes, values = File(tmp_path / "codes.gguf"), File(tmp_path / "values.gguf")
+    assert codes.tensors.keys() == values.tensors.keys()
+    for name, tensor in values.tensors.items():
+        assert np.array_equal(codes.tensors[name].data, tensor.data), name  # but for the sign of zeros
+
+
+REFUSED = {
+    "dense layers": ("qwen3_moe", {}, ["layers.1.mlp.gate_proj", "qwen3moe"]),
+    "gates": ("qwen3_moe", dict(mlp_only_layers=[], norm_topk_prob=False), ["norm_topk_prob"]),
+    "clamp": ("olmoe", dict(num_key_value_heads=4), ["clip_qkv", "1.5"]),
+    "window": ("mixtral", dict(sliding_window=9), ["layer 0", "9 tokens"]),
+    "rope": ("mixtral", dict(rope_parameters=models.rope(kind="dynamic", factor=2.0)), ["rope scaling", "llama"]),
+    "yarn's range": ("mixtral", dict(rope_parameters=dict(YARN, beta_fast=16)), ["beta_fast 16"]),
+    "bias": ("qwen3_moe", dict(mlp_only_layers=[], attention_bias=True), ["o_proj.bias"]),
+    "no architecture": ("pangu_pro_moe", {}, ["llama.cpp does not have", "qwen3_moe"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_llama_cpp_cannot_compute_is_refused(name, tmp_path):
+    family, changes, words = REFUSED[name]
+    models.make(tmp_path / "m", family, **changes)
+    done = moetrim("export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "-o", tmp_path / "out.gguf", code=3)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_values_that_no_file_should_have(tmp_path):
+    def broken(value, *more):
+        model = models.make(tmp_path / "m", "mixtral")
+        with torch.no_grad():
+            model.state_dict()["model.layers.1.self_attn.v_proj.weight"][3, 5] = value
+        model.save_pretrained(tmp_path / "m")
+        done = moetrim("export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "-o", tmp_path / "out.gguf", *more, code=3)
+        assert "blk.1.attn_v.weight" in done.stderr and not list(tmp_path.glob("*.gguf*"))
+        return done.stderr
+    assert "NaN" in broken(float("nan"))
+    assert "infinite" in broken(float("-inf"), "--dtype", "f32")
+    assert "70000" in broken(70000.0, "--dtype", "f16")
+
+
+def test_existing_files_and_dry_runs(tmp_path):
+    models.make(tmp_path / "m", "mixtral")
+    estimate = export(tmp_path / "m", tmp_path / "out.gguf", "--dry-run")
+    assert not (tmp_path / "out.gguf").exists()
+    export(tmp_path / "m", tmp_path / "out.gguf")
+    size = (tmp_path / "out.gguf").stat().st_size
+    assert estimate["bytes"] < size <= estimate["disk_bytes"] <= size + 16384
+    arguments = ["export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "-o"]
+    assert "--overwrite" in moetrim(*arguments, tmp_path / "out.gguf", code=2).stderr
+    (tmp_path / "other.gguf").write_text("a letter")
+    assert "no GGUF" in moetrim(*arguments, tmp_path / "other.gguf", "--overwrite", code=2).stderr
+    assert ".gguf" in moetrim(*arguments, tmp_path / "out", code=2).stderr
+    assert "--no-tokenizer" in moetrim("export", tmp_path / "m", "--format", "gguf", "-o", tmp_path / "two.gguf", code=3).stderr
+
+
+def test_a_signal_leaves_nothing(tmp_path):
+    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[], hidden_size=512, moe_intermediate_size=768, num_experts=64)
+    command = [MOETRIM, "export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "--dtype", "q8_0", "-o", tmp_path / "out.gguf"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not list(tmp_path.glob("*out.gguf*")):
+        time.sleep(0.001)
+    run.send_signal(signal.SIGTERM)
+    assert "stopped" in run.communicate()[1]
+    assert run.returncode == 5 and list(tmp_path.iterdir()) == [tmp_path / "m"]
