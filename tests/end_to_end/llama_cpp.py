@@ -4,13 +4,13 @@ scripts/llama_cpp.sh installs both. The structures follow include/llama.h of tha
 repacked weights and MTP layers are off, so that logits are what the file's weights give. An assertion that fails inside
 llama.cpp ends the process: pytest's fault handler then names the test.
 """
+import contextlib
 import ctypes
+import io
 import json
 import os
 import platform
-import subprocess
 import sys
-import textwrap
 from ctypes import POINTER, byref, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pytest
 import program
 
 FOLDER = program.ROOT / "build/llama.cpp"
+os.environ["GGML_NO_BACKTRACE"] = "1"  # it would run a debugger
 if platform.machine() != "x86_64":
     pytest.skip("llama.cpp's libraries come for x86-64 alone", allow_module_level=True)
 
@@ -311,34 +312,47 @@ def quantize(source, out, kind: str, imatrix=None, pure: bool = False, types=Non
     return Path(out)
 
 
+@contextlib.contextmanager
+def converter():
+    """The module of llama.cpp's converter, with the `gguf` package of its own in place of the published one."""
+    global _converter
+    def ours():
+        return {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "gguf"}
+    published = ours()
+    if not _converter:
+        source = FOLDER / "source"
+        sys.path[:0] = [str(source), str(source / "gguf-py")]
+        import convert_hf_to_gguf
+        sys.path.remove(str(source))
+        sys.path.remove(str(source / "gguf-py"))
+        _converter = convert_hf_to_gguf, ours()
+    module, theirs = _converter
+    sys.modules.update(theirs)
+    try:
+        yield module
+    finally:
+        ours()
+        sys.modules.update(published)
+
+
+_converter = None
+
+
 def convert(*jobs):
-    """llama.cpp's own converter, in one other process (its `gguf` package differs from the published one). A job is a dict:
-    folder, out, and at will outtype ("f32"), pre, the name of the pre-tokenizer that the converter cannot know, and vocabulary
-    "none", in the jobs from there on, for checkpoints without a tokenizer."""
-    code = """
-        import json, logging, sys
-        sys.path.insert(0, sys.argv[1])
-        jobs = json.loads(sys.argv[2])
-        import conversion
-        import convert_hf_to_gguf as converter
-        from conversion.base import TextModel
-        known = TextModel.get_vocab_base_pre
-        def set_no_vocabulary(model):
-            model._set_vocab_none()
-            model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])  # which llama.cpp then needs
+    """llama.cpp's own converter. A job is a dict: folder, out, and at will outtype ("f32"), more (options), pre, the name of the
+    pre-tokenizer, which it knows of published tokenizers alone, and vocabulary "none" for checkpoints without a tokenizer."""
+    with converter() as module, contextlib.redirect_stderr(io.StringIO()):
+        text_model = sys.modules["conversion.base"].TextModel
         for job in jobs:
-            TextModel.get_vocab_base_pre = (lambda name: lambda *_: name)(job["pre"]) if "pre" in job else known
-            if job.get("vocabulary") == "none":
-                architecture = json.loads(open(job["folder"] + "/config.json").read())["architectures"][0]
-                conversion.get_model_class(architecture).set_vocab = set_no_vocabulary
-            sys.argv = ["", job["folder"], "--outfile", job["out"], "--outtype", job.get("outtype", "f32")] + job.get("more", [])
-            converter.main()
-        """
-    jobs = [{k: v if isinstance(v, list) else str(v) for k, v in job.items()} for job in jobs]
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(FOLDER / "source"), json.dumps(jobs)],
-                          capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    if done.returncode != 0:
-        raise LlamaError(done.stderr[-4000:])
+            with pytest.MonkeyPatch.context() as patch:
+                if "pre" in job:
+                    patch.setattr(text_model, "get_vocab_base_pre", lambda *_: job["pre"])
+                if job.get("vocabulary") == "none":
+                    architecture = json.loads((Path(job["folder"]) / "config.json").read_text())["architectures"][0]
+                    patch.setattr(module.get_model_class(architecture), "set_vocab", text_model._set_vocab_none)
+                patch.setattr(sys, "argv", ["", str(job["folder"]), "--outfile", str(job["out"]), "--outtype",
+                                            job.get("outtype", "f32"), *job.get("more", [])])
+                module.main()
     return [Path(job["out"]) for job in jobs]
 
 
