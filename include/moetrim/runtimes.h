@@ -97,18 +97,18 @@ ServedModel served_model(const StatisticsManifest& manifest, const Plan& plan);
 ServedModel with_keep(ServedModel model, int keep);
 ServedModel with_width(ServedModel model, std::int64_t width);
 
-enum class Severity : std::uint8_t {
+enum class RuleSeverity : std::uint8_t {
   refused,  ///< does not load, fails at the first request, or routes wrongly
   differs,  ///< computes something else than the checkpoint means
   slower,   ///< works, slower or larger than it could
 };
 /// "refused", "differs", "slower".
-std::string_view severity_name(Severity severity);
+std::string_view rule_severity_name(RuleSeverity severity);
 
 /// A rule that a model breaks.
 struct RuntimeFinding {
   std::string rule;            ///< "vllm.fp8-block"
-  Severity severity = Severity::refused;
+  RuleSeverity severity = RuleSeverity::refused;
   std::string text;            ///< what is demanded and what is there
   std::string why, source;
   /// The nearest that break no rule of the target, below and above: numbers of experts, or widths. Empty where neither helps.
@@ -121,7 +121,7 @@ struct RuntimeCheck {
   std::vector<RuntimeFinding> findings;  ///< refused ones first
   std::vector<std::string> unchecked;    ///< rules about numbers that are not known
 
-  bool refused() const { return !findings.empty() && findings.front().severity == Severity::refused; }
+  bool refused() const { return !findings.empty() && findings.front().severity == RuleSeverity::refused; }
 };
 
 RuntimeCheck check_runtime(const ServedModel& model, const RuntimeTarget& target);
@@ -151,7 +151,7 @@ std::vector<ParallelChoice> parallel_choices(const ServedModel& model, const Run
 /// A rule, for the reader.
 struct RuleText {
   std::string id, demand, applies, why, source;
-  Severity severity = Severity::refused;
+  RuleSeverity severity = RuleSeverity::refused;
 };
 std::vector<RuleText> describe_rules(const RuntimeRules& rules);
 

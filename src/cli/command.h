@@ -116,6 +116,7 @@ void add_inspect(CLI::App& app, Session& session);
 void add_calibrate(CLI::App& app, Session& session);
 void add_score(CLI::App& app, Session& session);
 void add_plan(CLI::App& app, Session& session);
+void add_check(CLI::App& app, Session& session);
 void add_rewrite(CLI::App& app, Session& session);
 void add_export(CLI::App& app, Session& session);
 void add_evaluate(CLI::App& app, Session& session);

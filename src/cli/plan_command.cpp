@@ -12,6 +12,7 @@
 #include "moetrim/export.h"
 #include "moetrim/json_fields.h"
 #include "moetrim/plan.h"
+#include "moetrim/runtimes.h"
 #include "moetrim/sequential.h"
 
 namespace moetrim::cli {
@@ -163,6 +164,7 @@ void PlanFlags::check_merging() const {
 }
 
 void PlanFlags::check() const {
+  parse_runtimes(runtimes);
   if (merge.empty()) {
     merge.check_unused();
     if (score.method.empty()) throw UsageError("nothing says what chooses the experts; add --method, or --merge");
@@ -217,7 +219,7 @@ Scores PlanFlags::scores(const Statistics& statistics) const {
                       groups(statistics.manifest));
 }
 
-Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) const {
+Plan PlanFlags::make_freely(const Statistics& statistics, const ReadVectors& vectors) const {
   check();
   const ScoreOptions options = score.options();
   if (!merge.empty()) {
@@ -357,12 +359,21 @@ std::string describe_keep(const Plan& plan) {
   return plan.counts == LayerCounts::listed ? text + fmt::format(", {} in all", kept_experts(plan)) : text;
 }
 
+std::string describe_runtimes(const Plan& plan) {
+  std::string text;
+  for (const auto& target : plan.source.value("runtimes", nlohmann::ordered_json::array())) {
+    text += fmt::format("taken by {} (rules of {})\n", target.value("runtime", ""), target.value("version", ""));
+  }
+  return text;
+}
+
 std::string describe_plan(const Plan& plan) {
   // All experts stay where only atomic experts were asked for: no method chose them.
   const std::string by = plan.width == 0 ? plan.method : plan.source.value("expert_method", "");
   std::string text = merges(plan) ? describe_merging(plan)
                                   : describe_keep(plan) + (by.empty() ? "" : " by " + by) + "\n";
   text += describe_groups(plan) + describe_atoms(plan) + describe_expected(plan) + describe_drift(plan);
+  text += describe_runtimes(plan);
   if (!plan.protect.empty()) text += fmt::format("{} protected\n", plan.protect.size());
   return text + describe_unseen(plan);
 }
@@ -379,16 +390,19 @@ void add_plan(CLI::App& app, Session& session) {
   auto flags = std::make_shared<Flags>();
   command->add_option("statistics", flags->statistics, "Folder that calibrate wrote")->required();
   flags->add(*command);
+  add_runtimes(*command, flags->runtimes);
   command->add_option("-o,--output", flags->output, "File for the plan")->required();
   command->callback([&session, flags] {
     session.run = [&session, flags] {
       flags->check();  // a misspelt name before a large folder is read
+      if (!flags->runtimes.empty()) flags->check_runtimes(served_model(read_statistics_manifest(flags->statistics)));
       const Statistics statistics = flags->read(flags->statistics);
       session.note_part(statistics.manifest);
       const Plan plan = flags->make(statistics, [&](int layer) {
         return read_vectors(flags->statistics, statistics.manifest, layer);
       });
       if (const std::string note = sequential_note(statistics.manifest, plan); !note.empty()) session.note("note: " + note);
+      if (const std::string note = runtimes_note(*flags, statistics.manifest, plan); !note.empty()) session.note(note);
       write_plan(flags->output, plan);
       session.print(plan_to_json(plan), describe_plan(plan) + "plan in " + flags->output + "\n");
     };

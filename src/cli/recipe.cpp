@@ -59,6 +59,7 @@ void read_plan_options(Part& part, PlanFlags& out) {
   out.protect = part.texts("protect", false);
   part.flag("regroup", out.regroup);
   part.flag("correct-drift", out.correct_drift);
+  out.runtimes = part.texts("runtime", false);
 }
 
 void read_task_algebra(Part& part, TaskAlgebraFlags& out) {

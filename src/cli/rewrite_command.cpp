@@ -8,10 +8,12 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/rewrite_flags.h"
+#include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 #include "moetrim/gguf_rewrite.h"
 #include "moetrim/plan.h"
+#include "moetrim/runtimes.h"
 
 namespace moetrim::cli {
 
@@ -68,6 +70,21 @@ Outcome describe_result(const Checkpoint& before, const Plan& plan, const Export
   return {json, text};
 }
 
+/// The checkpoint and its dequantised twin as they would be served.
+void require_runtimes(const std::vector<std::string>& runtimes, const Model& model, const Plan& plan, Mtp mtp,
+                      const ExportRequest& request, bool twin) {
+  const auto targets = parse_runtimes(runtimes);
+  if (targets.empty()) return;
+  ServedModel served = served_model(model, plan, mtp);
+  served.listed_widths = served.listed_widths || (request.config.contains("moetrim_slim") && !served.listed_counts);
+  ServedModel dequantised = served;
+  dequantised.quant = ServedQuantisation{.name = "bf16"};
+  for (const RuntimeTarget& target : targets) {
+    require_runtime(check_runtime(served, target));
+    if (twin) require_runtime(check_runtime(dequantised, target));
+  }
+}
+
 }  // namespace
 
 void RewriteFlags::add_common(CLI::App& command) {
@@ -102,6 +119,7 @@ void RewriteFlags::add(CLI::App& command) {
   command.add_option("--row-importance", row_importance,
                      "With --low-rank: rows stay by what they matter to the loss, from this folder of calibrate --statistics "
                      "row-importance on the same checkpoint; without it, by what the factors miss")->needs(rank);
+  add_runtimes(command, runtimes);
   command.add_flag("--allow-other-checkpoint", other, "Use a plan that was made for another checkpoint of the same shape");
 }
 
@@ -122,6 +140,7 @@ Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
                                .threads = writers, .stop = &stop_requested};
   check_target(source, output, options);
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
+  require_runtimes(runtimes, model, plan, prepare.mtp, request, dtype.has_value());
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
   if (dry_run) {

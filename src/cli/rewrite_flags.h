@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,7 @@ struct Outcome {
 struct RewriteFlags {
   std::string checkpoint, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1", row_importance,
               low_rank_form = "dense";
+  std::vector<std::string> runtimes;  ///< that must take the result
   int writers = 2, low_rank = 0;
   bool overwrite = false, other = false, dry_run = false;
 

@@ -12,6 +12,7 @@
 #include "cli/sequential.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
+#include "moetrim/runtimes.h"
 
 namespace moetrim::cli {
 
@@ -69,6 +70,7 @@ class Run {
   /// What would fail after hours fails now: a keep that the router cannot work with, task files, a tokenizer.
   void check_first() {
     recipe_.plan.check(router_limits(model_));
+    recipe_.plan.check_runtimes(served_model(model_));
     tasks_ = read_tasks(recipe_.calibrate.task, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary));
     std::vector<std::string> names;
     for (const Task& task : tasks_) names.push_back(task.name);
@@ -100,6 +102,9 @@ class Run {
 
   void rewrite_step() {
     const PrepareOptions prepare{.mtp = parse_mtp(recipe_.mtp), .sources = {.statistics = statistics_folder()}};
+    for (const RuntimeTarget& target : parse_runtimes(recipe_.plan.runtimes)) {
+      require_runtime(check_runtime(served_model(model_, plan_, prepare.mtp), target));
+    }
     const ExportRequest request = prepare_export(model_, plan_, kVersion, prepare);
     for (const auto& tensor : request.tensors) pruned_bytes_ += tensor.spec.bytes();
     for (const auto& warning : request.warnings) session_.note("note: " + warning);

@@ -11,6 +11,7 @@
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 #include "moetrim/keep_counts.h"
+#include "moetrim/runtimes.h"
 
 namespace moetrim::cli {
 
@@ -59,6 +60,19 @@ PlanFlags base(const SearchFlags& search, const std::string& method) {
   return flags;
 }
 
+/// Legal for the router and for the runtimes.
+std::vector<int> legal_counts(const SearchFlags& search, const RouterLimits& limits) {
+  if (!search.served) return keep_counts(limits, search.plan.regroup);
+  return legal_keeps(*search.served, parse_runtimes(search.plan.runtimes));
+}
+
+/// A number of the recipe, or the nearest legal one to a ratio.
+int listed_count(const SearchFlags& search, const RouterLimits& limits, const std::string& text) {
+  const KeepBudget budget = KeepBudget::parse(text);
+  if (!search.served) return legal_keep(limits, budget, search.plan.regroup);
+  return legal_keep(*search.served, parse_runtimes(search.plan.runtimes), budget);
+}
+
 PlannedArm dropping_arm(const SearchFlags& search, const std::string& method, const std::vector<int>& tried) {
   PlannedArm arm{.name = method};
   for (const int keep : tried) {
@@ -76,6 +90,7 @@ PlannedArm merging_arm(const SearchFlags& search, const std::string& method, con
     flags.score = search.plan.score;
     flags.protect = search.plan.protect;
     flags.regroup = search.plan.regroup;
+    flags.runtimes = search.plan.runtimes;
     flags.merge = search.plan.merge;
     flags.merge.method = method;
     flags.merge.to = std::to_string(keep);
@@ -116,9 +131,9 @@ std::vector<PlannedArm> atom_arms(const SearchFlags& search, const std::string& 
 }
 
 /// Numbers that a layer may get, from `least` to all; every second, third, … where there are more than allocate() takes.
-std::vector<int> allocated_counts(const RouterLimits& limits, bool regroup, int least) {
+std::vector<int> allocated_counts(const SearchFlags& search, const RouterLimits& limits, int least) {
   constexpr std::size_t kMost = 256;
-  std::vector<int> legal = keep_counts(limits, regroup);
+  std::vector<int> legal = legal_counts(search, limits);
   std::erase_if(legal, [&](int count) { return count < least; });
   const std::size_t step = (legal.size() + kMost - 1) / kMost;
   std::vector<int> counts;
@@ -132,7 +147,7 @@ std::vector<int> tried_counts(const SearchFlags& search, const RouterLimits& lim
   const bool regroup = search.plan.regroup;
   if (!search.keep.list.empty()) {
     std::vector<int> counts;
-    for (const auto& text : search.keep.list) counts.push_back(legal_keep(limits, KeepBudget::parse(text), regroup));
+    for (const auto& text : search.keep.list) counts.push_back(listed_count(search, limits, text));
     std::sort(counts.begin(), counts.end());
     counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
     return counts;
@@ -142,13 +157,13 @@ std::vector<int> tried_counts(const SearchFlags& search, const RouterLimits& lim
   const int to = grid.to.empty() ? limits.experts : bound(grid.to, limits, regroup);
   const int step = grid.step.empty() ? 1 : parse_count(grid.step, "search.keep.step");
   std::vector<int> counts;
-  for (const int keep : keep_counts(limits, regroup)) {
+  for (const int keep : legal_counts(search, limits)) {
     const int away = grid.from.empty() ? limits.experts - keep : keep - from;
     if (keep >= from && keep <= to && away % step == 0) counts.push_back(keep);
   }
   if (counts.empty()) {
-    throw InvalidInput(fmt::format("search.keep: no number of experts from {} to {} in steps of {} works with this router", from,
-                                   to, step));
+    throw InvalidInput(fmt::format("search.keep: no number of experts from {} to {} in steps of {} works with this router{}", from,
+                                   to, step, search.plan.runtimes.empty() ? "" : " and every runtime"));
   }
   return counts;
 }
@@ -162,8 +177,8 @@ std::vector<std::string> expert_methods(const SearchFlags& search) {
 }
 
 std::vector<int> curve_counts(const SearchFlags& search, const RouterLimits& limits) {
-  auto legal = keep_counts(limits, search.plan.regroup);
-  legal.pop_back();
+  auto legal = legal_counts(search, limits);
+  std::erase(legal, limits.experts);
   if (legal.empty()) throw InvalidInput("counts by-layer: no layer can keep fewer experts than it has");
   if (!search.curve_counts.empty()) {
     for (const int count : search.curve_counts) {
@@ -266,7 +281,7 @@ std::vector<SearchSize> Planner::curve_sizes(const SearchFlags& search, const st
 
 PlannedArm Planner::by_layer_arm(const SearchFlags& search, const std::string& method, const std::vector<LayerCurve>& curves,
                                  const std::vector<int>& tried) const {
-  const std::vector<int> counts = allocated_counts(router_limits(model_), search.plan.regroup, curves.front().counts.front());
+  const std::vector<int> counts = allocated_counts(search, router_limits(model_), curves.front().counts.front());
   std::vector<std::vector<double>> costs;
   for (const LayerCurve& curve : curves) costs.push_back(interpolate(curve, counts));
   PlannedArm arm{.name = method + " by layer"};

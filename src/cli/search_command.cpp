@@ -17,6 +17,7 @@
 #include "moetrim/error.h"
 #include "moetrim/export.h"
 #include "moetrim/forward.h"
+#include "moetrim/runtimes.h"
 
 namespace moetrim::cli {
 
@@ -30,6 +31,7 @@ struct Flags {
   std::string recipe;
   std::optional<double> max_kl, max_loss_increase, min_exact_match;
   std::string budget_bytes;
+  std::vector<std::string> runtimes;
   int plans_per_pass = 0;
   bool all = false, dry_run = false;
 
@@ -43,6 +45,7 @@ struct Flags {
                        "Least share of right answers; generates them, the model must fit into memory")
         ->check(CLI::Range(0.0, 1.0));
     command.add_option("--budget-bytes", budget_bytes, "Most that the new checkpoint's tensors may take, for example 12GB");
+    add_runtimes(command, runtimes);
     command.add_option("--plans-per-pass", plans_per_pass, "Most plans that share a pass over the weights; default: 16")
         ->check(CLI::PositiveNumber);
     command.add_flag("--all", all, "Measure every candidate, for the whole table");
@@ -54,6 +57,7 @@ struct Flags {
                         .budget_bytes = {}};
     if (!budget_bytes.empty()) limits.budget_bytes = parse_bytes(budget_bytes);
     if (limits.quality() || limits.budget_bytes) search.limits = limits;
+    if (!runtimes.empty()) search.plan.runtimes = runtimes;
     if (plans_per_pass > 0) search.plans_per_pass = plans_per_pass;
     if (!search.limits.quality() && !search.limits.budget_bytes) {
       throw UsageError("nothing says what to look for; add --max-kl, --max-loss-increase, --min-exact-match or --budget-bytes");
@@ -65,7 +69,7 @@ class Search {
  public:
   Search(const Session& session, const Flags& flags)
       : session_(session), flags_(flags), recipe_(read(flags)), checkpoint_(Checkpoint::open(recipe_.checkpoint)),
-        model_(describe(checkpoint_)), limits_(router_limits(model_)), arms_(uniform_arms(recipe_.search, limits_)),
+        model_(describe(checkpoint_)), limits_(router_limits(model_)), arms_(uniform_arms(restricted(), limits_)),
         tasks_(read_tasks(recipe_.calibrate.task, recipe_.checkpoint, recipe_.calibrate.task.task_options(model_.vocabulary))),
         options_(recipe_.calibrate.options(session, recipe_.checkpoint)) {
     check_first();
@@ -116,6 +120,16 @@ class Search {
     return recipe;
   }
 
+  /// With what the runtimes would serve.
+  const SearchFlags& restricted() {
+    if (recipe_.search.plan.runtimes.empty()) return recipe_.search;
+    recipe_.search.served = served_model(model_);
+    if (recipe_.search.plan.regroup) {
+      recipe_.search.served->router.groups = {.count = 1, .chosen = 1, .rule = limits_.groups.rule};
+    }
+    return recipe_.search;
+  }
+
   fs::path statistics_folder() const { return recipe_.output / "calibration.stats"; }
   EvaluateOptions evaluate_options() const {
     EvaluateOptions options;
@@ -125,6 +139,7 @@ class Search {
 
   /// What would fail after hours fails now: numbers by layer that no target takes.
   void check_first() const {
+    if (recipe_.search.served) check_runtimes();
     if (!recipe_.search.by_layer) return;
     Plan plan = whole_plan(calibration_manifest(model_, tasks_, options_));
     const int fewer = curve_counts(recipe_.search, limits_).back();
@@ -133,6 +148,17 @@ class Search {
     auto& keep = plan.layers.front().keep;
     if (limits_.groups.count == 1 || plan.regroup) keep.resize(static_cast<std::size_t>(fewer));
     prepare_export(model_, plan, kVersion, {.mtp = parse_mtp(recipe_.calibrate.mtp)});
+  }
+
+  /// What no runtime would take is not measured.
+  void check_runtimes() const {
+    for (const PlannedArm& arm : arms_) {
+      for (const SearchSize& size : arm.sizes) size.flags.check_runtimes(*recipe_.search.served);
+    }
+    if (!recipe_.search.by_layer) return;
+    ServedModel listed = *recipe_.search.served;
+    listed.listed_counts = true;
+    for (const RuntimeTarget& target : parse_runtimes(recipe_.search.plan.runtimes)) require_runtime(check_runtime(listed, target));
   }
 
   void find() {
@@ -313,7 +339,7 @@ class Search {
 
   const Session& session_;
   const Flags& flags_;
-  const SearchRecipe recipe_;
+  SearchRecipe recipe_;
   const Checkpoint checkpoint_;
   const Model model_;
   const RouterLimits limits_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/stages.h"
+#include "moetrim/runtimes.h"
 #include "moetrim/search.h"
 
 namespace moetrim::cli {
@@ -28,6 +29,7 @@ struct SearchFlags {
   SizeGrid keep, keep_atoms;
   std::vector<int> curve_counts;        ///< experts at which a layer's curve is measured; empty: chosen
   int plans_per_pass = 0;               ///< at most; 0: chosen
+  std::optional<ServedModel> served = {};  ///< what plan.runtimes would serve; set where there are any, once the model is known
 };
 
 /// recipes/search.schema.json describes the file.

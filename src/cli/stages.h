@@ -15,6 +15,8 @@
 
 namespace moetrim {
 struct MachineRates;
+struct RuntimeTarget;
+struct ServedModel;
 }
 
 namespace moetrim::cli {
@@ -95,6 +97,7 @@ struct PlanFlags {
   std::vector<std::string> protect;
   bool regroup = false;
   bool correct_drift = false;
+  std::vector<std::string> runtimes;  ///< that must take the plan, see moetrim/runtimes.h
 
   /// @param merging  with --merge and what belongs to it
   void add(CLI::App& command, bool merging = true);
@@ -104,23 +107,34 @@ struct PlanFlags {
   void check() const;
   /// Also refuses before anything is measured what the plan of such a router would refuse afterwards. @throws InvalidInput
   void check(const RouterLimits& limits) const;
+  /// Refuses what a runtime would refuse of every such plan of that model. @throws InvalidInput
+  void check_runtimes(const ServedModel& whole) const;
   /// The statistics of `folder`, with what `tasks` puts beside. @throws as read_beside()
   Statistics read(const std::filesystem::path& folder) const;
   /// What the method says, of all that is kept for. @param statistics  what read() gives
   Scores scores(const Statistics& statistics) const;
+  /// With `runtimes`, a ratio or a budget goes to the nearest number that they take, and a plan that they would refuse is refused.
   /// @param statistics  what read() gives. @param vectors  called for plans that merge only.
   Plan make(const Statistics& statistics, const ReadVectors& vectors) const;
 
  private:
   PlanRequest request() const;
   PlanRequest request(const Statistics& statistics) const;
+  Plan make_freely(const Statistics& statistics, const ReadVectors& vectors) const;
+  PlanFlags settle(const ServedModel& whole, const std::vector<RuntimeTarget>& targets) const;
   bool over_atoms() const;
+  bool widths_differ() const;
   bool keeps() const { return !keep.empty() || !keep_by_layer.empty(); }
   int groups(const StatisticsManifest& manifest) const { return regroup ? 1 : manifest.groups.count; }
   std::optional<MethodMix> choosing_method() const;
   void check_merging() const;
   Plan merge_base(const Statistics& statistics) const;
 };
+
+/// --runtime
+void add_runtimes(CLI::App& command, std::vector<std::string>& runtimes);
+/// A line on rules that statistics alone cannot answer; empty when there are none.
+std::string runtimes_note(const PlanFlags& flags, const StatisticsManifest& manifest, const Plan& plan);
 
 struct EvaluateFlags {
   TaskFlags task;

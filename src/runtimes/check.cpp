@@ -36,7 +36,7 @@ bool about_width_of(const Rule& rule, const ServedModel& model) {
 }
 
 bool refuses(const Rule& rule, const ServedModel& model, const RuntimeTarget& target) {
-  return rule.severity == Severity::refused && judge(rule, model, target) == Verdict::broken;
+  return rule.severity == RuleSeverity::refused && judge(rule, model, target) == Verdict::broken;
 }
 
 template <class About>
@@ -74,7 +74,7 @@ std::string demand_text(const Rule& rule, const std::string& bound) {
 std::string finding_text(const Rule& rule, const ServedModel& model, const RuntimeTarget& target) {
   const FactValue value = fact_value(rule.fact, model, target);
   const std::string_view label = fact_label(rule.fact);
-  const std::string_view must = rule.severity == Severity::refused ? "must" : "should";
+  const std::string_view must = rule.severity == RuleSeverity::refused ? "must" : "should";
   if (rule.demand == Demand::named) return fmt::format("{} {} is none that it has", label, in_quotes(value.name));
   if (rule.demand == Demand::absent) return fmt::format("there {} be no {}", must, label);
   std::string part;
@@ -90,7 +90,7 @@ RuntimeFinding finding(const Rule& rule, const ServedModel& model, const Runtime
                      .why = std::string(rule.why),
                      .source = std::string(rule.source),
                      .nearest = {}};
-  if (rule.severity != Severity::refused) return out;
+  if (rule.severity != RuleSeverity::refused) return out;
   const std::span<const RuntimeTarget> targets(&target, 1);
   if (about_experts(rule)) {
     const auto keeps = legal_keeps(model, targets);
@@ -104,17 +104,16 @@ RuntimeFinding finding(const Rule& rule, const ServedModel& model, const Runtime
 
 std::string nearest_text(const RuntimeFinding& finding) {
   if (finding.nearest.empty()) return "";
-  return fmt::format("; the nearest {} that work{}: {}", finding.nearest_widths ? "widths" : "numbers",
-                     "", fmt::join(finding.nearest, " and "));
+  return fmt::format("; the nearest {}: {}", finding.nearest_widths ? "widths that work" : "that work", fmt::join(finding.nearest, " and "));
 }
 
 }  // namespace
 
-std::string_view severity_name(Severity severity) {
+std::string_view rule_severity_name(RuleSeverity severity) {
   switch (severity) {
-    case Severity::refused: return "refused";
-    case Severity::differs: return "differs";
-    case Severity::slower: return "slower";
+    case RuleSeverity::refused: return "refused";
+    case RuleSeverity::differs: return "differs";
+    case RuleSeverity::slower: return "slower";
   }
   return "";
 }
@@ -268,7 +267,7 @@ std::vector<RuleText> describe_rules(const RuntimeRules& rules) {
 nlohmann::ordered_json check_to_json(const RuntimeCheck& check) {
   nlohmann::ordered_json findings = nlohmann::ordered_json::array();
   for (const RuntimeFinding& found : check.findings) {
-    findings.push_back({{"rule", found.rule}, {"severity", severity_name(found.severity)}, {"text", found.text},
+    findings.push_back({{"rule", found.rule}, {"severity", rule_severity_name(found.severity)}, {"text", found.text},
                         {"why", found.why}, {"source", found.source}});
     if (!found.nearest.empty()) findings.back()[found.nearest_widths ? "nearest_widths" : "nearest_keeps"] = found.nearest;
   }

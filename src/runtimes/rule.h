@@ -63,7 +63,7 @@ struct Rule {
   std::vector<When> when = {};
   std::vector<QuantScheme> quant = {};           ///< empty: any
   std::vector<std::string_view> families = {};   ///< empty: any
-  Severity severity = Severity::refused;
+  RuleSeverity severity = RuleSeverity::refused;
   std::string_view why;
   std::string_view source;  ///< file:line of the version, or a thread
 };

@@ -7,7 +7,7 @@ namespace {
 
 using enum Demand;
 using enum QuantScheme;
-using enum Severity;
+using enum RuleSeverity;
 
 }  // namespace
 
@@ -58,7 +58,7 @@ const RuntimeRules llama_cpp{
          .why = "it aborts where a token may use all groups",
          .source = "src/llama-model.cpp:1301"},
         {.id = "llama.cpp.group-score", .fact = Fact::groups, .demand = at_most, .number = 1,
-         .when = {When::grouped, When::scored_by_best}, .severity = differs,
+         .when = {When::scored_by_best}, .severity = differs,
          .why = "it scores a group by its two best experts where the checkpoint's router takes the best alone, and so may choose "
                 "other groups",
          .source = "src/llama-graph.cpp:2089, conversion/base.py:1481"},

@@ -7,7 +7,7 @@ namespace {
 
 using enum Demand;
 using enum QuantScheme;
-using enum Severity;
+using enum RuleSeverity;
 
 }  // namespace
 

@@ -7,7 +7,7 @@ namespace {
 
 using enum Demand;
 using enum QuantScheme;
-using enum Severity;
+using enum RuleSeverity;
 
 }  // namespace
 
@@ -47,7 +47,7 @@ const RuntimeRules vllm{
          .source = "model_executor/models/registry.py:756, 859, 1443"},
         {.id = "vllm.one-count", .fact = Fact::listed_counts, .demand = absent,
          .why = "one number of config.json sizes the experts of all layers",
-         .source = "model_executor/models/qwen3_moe.py:195; github.com/vllm-project/vllm/pull/32549"},
+         .source = "model_executor/models/qwen3_moe.py:206; github.com/vllm-project/vllm/pull/32549"},
         {.id = "vllm.one-width", .fact = Fact::listed_widths, .demand = absent,
          .why = "one number of config.json sizes all experts",
          .source = "model_executor/layers/fused_moe/config.py:1353"},
@@ -96,11 +96,11 @@ const RuntimeRules vllm{
          .source = "model_executor/layers/linear.py:731, 1708"},
         {.id = "vllm.fp8-block", .fact = Fact::width_per_rank, .demand = multiple_of, .number = 32, .quant = {fp8_block},
          .why = "block scales can be refined to blocks of 32, and no further",
-         .source = "model_executor/layers/fused_moe/oracle/fp8.py:293; github.com/vllm-project/vllm/pull/48173"},
+         .source = "model_executor/layers/fused_moe/oracle/fp8.py:319; github.com/vllm-project/vllm/pull/48173"},
         {.id = "vllm.fp8-whole-blocks", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block,
          .quant = {fp8_block}, .severity = slower,
          .why = "refined scales leave the Triton kernels alone to choose from",
-         .source = "model_executor/layers/fused_moe/oracle/fp8.py:296"},
+         .source = "model_executor/layers/fused_moe/oracle/fp8.py:300"},
         {.id = "vllm.fp8-compressed-block", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block,
          .quant = {fp8_compressed},
          .why = "block scales of gate and up must end where a rank's rows do",
@@ -122,7 +122,7 @@ const RuntimeRules vllm{
         {.id = "vllm.marlin-group", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block, .quant = {gptq, awq},
          .severity = slower,
          .why = "the Marlin kernels need whole groups, and the WNA16 kernels take over",
-         .source = "model_executor/layers/quantization/utils/marlin_utils.py:377, auto_gptq.py:241"},
+         .source = "model_executor/layers/quantization/utils/marlin_utils.py:379, auto_gptq.py:241"},
         {.id = "vllm.marlin-group-size", .fact = Fact::group_size, .demand = one_of, .numbers = {1, 32, 64, 128},
          .quant = {gptq, awq}, .severity = slower,
          .why = "the Marlin kernels know no other group size (1: none), and the WNA16 kernels take over",
