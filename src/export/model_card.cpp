@@ -9,6 +9,8 @@
 #include <fmt/ranges.h>
 
 #include "export/base_model.h"
+#include "export/follow_ups.h"
+#include "export/plain_text.h"
 #include "export/width_facts.h"
 #include "moetrim/export.h"
 
@@ -17,6 +19,7 @@ namespace moetrim {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using export_detail::plain;
 using export_detail::WidthFacts;
 using export_detail::width_facts;
 
@@ -44,17 +47,6 @@ std::string short_bytes(std::uint64_t bytes) {
   if (bytes >= 1'000'000'000) return fmt::format("{:.2f} GB", value / 1e9);
   if (bytes >= 1'000'000) return fmt::format("{:.2f} MB", value / 1e6);
   return fmt::format("{} bytes", bytes);
-}
-
-/// Foreign text on one line, without characters that Markdown or a table would act on.
-std::string plain(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 200)) {
-    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
-    const bool active = control || std::string_view("|`<>[]*\\#").find(c) != std::string_view::npos;
-    out += active ? ' ' : c;
-  }
-  return out;
 }
 
 std::string front_matter(const Model& model) {
@@ -109,7 +101,18 @@ std::string task_line(const Json& task) {
   return out + "\n";
 }
 
+/// What another tool has decided.
+std::string chosen_elsewhere(const Json& from) {
+  const auto text = [&](const char* name) {
+    const auto found = from.is_object() ? from.find(name) : from.end();
+    return found != from.end() && found->is_string() ? plain(found->get<std::string>()) : std::string("unknown");
+  };
+  return fmt::format("They were chosen elsewhere: the plan was made from the file {} of form {} (digest {}).\n\n", text("file"), text("form"),
+                     text("digest"));
+}
+
 std::string experts_chosen(const Plan& plan) {
+  if (const auto from = plan.source.find("imported"); from != plan.source.end()) return chosen_elsewhere(*from);
   std::string out = fmt::format("Method: {} ({} routing).", plain(plan.method), plain(plan.variant));
   const auto tasks = plan.source.find("tasks");
   if (tasks != plan.source.end() && tasks->is_array() && !tasks->empty()) {
@@ -134,37 +137,23 @@ std::string experts_chosen(const Plan& plan) {
   return out + fmt::format("Protected experts: {}.\n\n", fmt::join(parts, ", "));
 }
 
-constexpr std::string_view kLoading = R"(## Loading
+constexpr std::string_view kOrdinary = "The folder is an ordinary checkpoint; nothing has to be patched. FOLDER is where it lies.";
+constexpr std::string_view kListed =
+    "`config.json` lists the experts' widths, their number in every layer, or which rows of the router share an expert, and "
+    "`modeling_moetrim.py`, in this folder, reads the list. transformers 5 loads it when it may run that file; other runtimes do not "
+    "know the architecture. FOLDER is where it lies.";
+constexpr std::string_view kForeign =
+    "transformers has no class for this architecture, and runs the Python code that came with the source and is in this folder. FOLDER is "
+    "where it lies.";
 
-The folder is an ordinary checkpoint; nothing has to be patched. FOLDER is where it lies.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-
-```sh
-vllm serve FOLDER
-```
-
-)";
-
-constexpr std::string_view kLoadingListed = R"(## Loading
-
-`config.json` lists the experts' widths, their number in every layer, or which rows of the router share an expert, and
-`modeling_moetrim.py`, in this folder, reads the list. transformers 5 loads it when it may run that file; other runtimes do not
-know the architecture.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True, dtype="auto", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-
-)";
+std::string loading(const export_detail::FollowUps& next) {
+  constexpr std::string_view kTrust = ", trust_remote_code=True";
+  return fmt::format("## Loading\n\n{}\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                     "model = AutoModelForCausalLM.from_pretrained(\"FOLDER\"{}, dtype=\"auto\", device_map=\"auto\")\n"
+                     "tokenizer = AutoTokenizer.from_pretrained(\"FOLDER\"{})\n```\n\n",
+                     next.listed ? kListed : next.runs_code() ? kForeign : kOrdinary, next.runs_code() ? kTrust : "",
+                     next.tokenizer.own_code ? kTrust : "");
+}
 
 /// What was done to weights that stay.
 std::string unchanged(const Plan& plan, const std::optional<WidthFacts>& widths, std::string_view dequantised_to) {
@@ -296,7 +285,9 @@ std::string model_card(const Model& model, const Plan& plan, std::span<const Out
   if (!dequantised_to.empty()) out += twin_line(model, plan, base, dequantised_to);
   out += size_table(model, plan, tensors, widths);
   out += "## How the experts were chosen\n\n" + experts_chosen(plan);
-  out += listed ? kLoadingListed : kLoading;
+  const export_detail::FollowUps next{.model = model, .plan = plan, .tokenizer = export_detail::tokenizer_facts(*model.checkpoint), .mtp = mtp,
+                                      .listed = listed, .dequantised = !dequantised_to.empty()};
+  out += loading(next) + next.text();
   return out + limits(plan, warnings, widths, dequantised_to);
 }
 

@@ -62,6 +62,60 @@ TEST_CASE("the card says what a plan does to experts that stay", "[export]") {
   CHECK_THAT(scaled, Contains("The outputs of 1 experts are multiplied") && !Contains("were removed") && !Contains("expected to fall"));
 }
 
+TEST_CASE("the card has commands for the checkpoint it belongs to", "[export]") {
+  TempFolder folder;
+  const std::string plain = card(folder, {}, "org/Tiny-7x", "");
+  CHECK_THAT(plain, Contains("--tensor-parallel-size 1\nvllm serve FOLDER\n") &&
+                        Contains("python -m sglang.launch_server --model-path FOLDER\n") &&
+                        Contains("moetrim export FOLDER --format gguf --dtype bf16 -o model.gguf\nllama-server -m model.gguf\n") &&
+                        Contains("lm_eval --model vllm --model_args pretrained=FOLDER --tasks gsm8k,mmlu --batch_size auto") &&
+                        Contains("pretrained=org/Tiny-7x --tasks") && !Contains("chat_template") && !Contains("trust") &&
+                        Contains("moetrim evaluate FOLDER --against BASE --task"));
+  const std::string listed = card(folder, {}, "org/Tiny-7x", "", [](Plan& plan) {
+    plan.counts = LayerCounts::listed;
+    plan.layers[1].keep = {3, 4};
+  });
+  CHECK_THAT(listed, !Contains("vllm serve") && !Contains("sglang.launch") && !Contains("llama-server") &&
+                         Contains("- vLLM 0.33.0 does not take it: ") && Contains("- llama.cpp 0.5.0 does not take it: ") &&
+                         Contains("lm_eval --model hf --model_args pretrained=FOLDER,dtype=auto,trust_remote_code=True --tasks") &&
+                         Contains("lm_eval --model hf --model_args pretrained=org/Tiny-7x,dtype=auto --tasks"));
+}
+
+TEST_CASE("the card says where the source's own code is needed", "[export]") {
+  TempFolder folder;
+  const std::string text = card(folder, {.family = "PanguProMoE", .experts = 6, .experts_per_token = 2}, "org/Pangu", "");
+  CHECK_THAT(text, Contains("came with the source") && Contains("from_pretrained(\"FOLDER\", trust_remote_code=True, dtype") &&
+                       Contains("pretrained=org/Pangu,dtype=auto,trust_remote_code=True") && !Contains("vllm serve"));
+}
+
+TEST_CASE("the card's commands follow tokenizer, context and type", "[export]") {
+  TempFolder folder;
+  const TinyModel tiny{.dtype = Dtype::f32};
+  write_tiny_checkpoint(folder / "m", tiny);
+  auto config = tiny::config(tiny);
+  config["max_position_embeddings"] = 32768;
+  write_text(folder / "m/config.json", config.dump());
+  const auto made = [&](const std::string& tokenizer) {
+    write_text(folder / "m/tokenizer_config.json", tokenizer);
+    const Checkpoint source = Checkpoint::open(folder / "m");
+    const Model model = describe(source);
+    return prepare_export(model, plan_keeping(model, {{0, 1, 2}}), "1.2.3").card;
+  };
+  CHECK_THAT(made(R"({"chat_template": "x", "auto_map": {"AutoTokenizer": ["a.A", null]}})"),
+             Contains("vllm serve FOLDER --trust-remote-code\n") && Contains("--model-path FOLDER --trust-remote-code\n") &&
+                 Contains("AutoTokenizer.from_pretrained(\"FOLDER\", trust_remote_code=True)") && Contains("--dtype f32") &&
+                 Contains("pretrained=BASE,max_model_len=4096,trust_remote_code=True --tasks gsm8k,mmlu --apply_chat_template"));
+  CHECK_THAT(made("no JSON"), Contains("vllm serve FOLDER\n") && !Contains("chat_template"));
+}
+
+TEST_CASE("the card says where an imported plan comes from", "[export]") {
+  TempFolder folder;
+  const std::string text = card(folder, {}, "", "", [](Plan& plan) {
+    plan.source["imported"] = {{"form", "profile"}, {"file", "a|b.json"}, {"digest", "ab"}};
+  });
+  CHECK_THAT(text, Contains("the file a b.json of form profile (digest ab)") && !Contains("reached by no measured token"));
+}
+
 TEST_CASE("the card names no path of this machine", "[export]") {
   TempFolder folder;
   const std::string text = card(folder, {}, "/home/someone/models/x", "");
