@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import llama_cpp
 import models
@@ -24,14 +25,19 @@ LONG = [1.0, 1.5, 2.5, 4.0, 6.0, 9.0]
 class Case:
     """A checkpoint, keys that we write otherwise than the converter, and the published name of a class that transformers renamed."""
 
-    def __init__(self, family, layout=None, other_keys=(), published=None, **changes):
-        self.family, self.layout, self.other_keys, self.published, self.changes = family, layout, set(other_keys), published, changes
+    def __init__(self, family, layout=None, other_keys=(), published=None, transposed=False, **changes):
+        self.family, self.layout, self.other_keys, self.changes = family, layout, set(other_keys), changes
+        self.published, self.transposed = published, transposed
 
     def make(self, folder, **more):
         model = models.make(folder, self.family, self.layout, **self.changes, **more)
         if self.published:
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps({**config, "architectures": [self.published]}))
+        if self.transposed:  # experts as they are published, and as the converter expects them
+            tensors = {name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor
+                       for name, tensor in load_file(folder / "model.safetensors").items()}
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return model
 
 
@@ -47,13 +53,13 @@ CASES = {
     "phimoe": Case("phimoe", published="PhiMoEForCausalLM", sliding_window=None, max_position_embeddings=1024, other_keys=["phimoe.rope.scaling.attn_factor"],
                    rope_parameters=models.rope(kind="longrope", short_factor=LONG, long_factor=LONG, short_mscale=1.25,
                                                long_mscale=1.25, original_max_position_embeddings=512)),
-    "qwen3_vl_moe": Case("qwen3_vl_moe", "saved", mlp_only_layers=[]),
+    "qwen3_vl_moe": Case("qwen3_vl_moe", "saved", transposed=True, mlp_only_layers=[]),
 }
 # Ours alone, and what the converter leaves to llama.cpp, which then assumes the same.
 OURS = {"moetrim.source_fingerprint", "tokenizer.ggml.model"}
 DEFAULTS = ("vocab_size", "attention.key_length", "attention.value_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 # Guessed from a folder's name; here it is taken as it is.
-NAMES = ("general.name", "general.basename", "general.finetune", "general.size_label", "general.version")
+NAMES = ("general.name", "general.basename", "general.finetune", "general.version")
 
 
 class File:
@@ -104,20 +110,23 @@ def test_tensors_and_keys_are_those_of_the_converter(files, name):
     assert extra <= {f"{architecture}.{key}" for key in DEFAULTS}
 
 
-def plain_routing(monkeypatch):
-    """llama.cpp has no SparseMixer; with softmax in its place the rest must agree."""
+def as_llama_cpp_has_phimoe(monkeypatch):
+    """Softmax instead of SparseMixer, and norms that do not take the mean off: with these in transformers the rest must agree."""
     def softmax_top_k(scores, *_, top_k=2, **__):
         gates, chosen = scores.float().softmax(-1).topk(top_k)
         return (gates / gates.sum(-1, keepdim=True)).to(scores.dtype), chosen
-    from transformers.models.phimoe import modeling_phimoe
-    monkeypatch.setattr(modeling_phimoe, "sparsemixer", softmax_top_k)
+
+    def rms_norm(x, shape, weight, bias, epsilon):
+        return torch.nn.functional.rms_norm(x, shape, weight, epsilon) + bias
+    monkeypatch.setattr("transformers.models.phimoe.modeling_phimoe.sparsemixer", softmax_top_k)
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", rms_norm)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_llama_cpp_computes_what_transformers_computes(files, name, monkeypatch):
     model, folder = files[name]
     if name == "phimoe":
-        plain_routing(monkeypatch)
+        as_llama_cpp_has_phimoe(monkeypatch)
     with llama_cpp.Model(folder / "ours-f32.gguf") as llama:
         logits = np.concatenate([llama.logits(ids) for ids in IDS])
     wanted = models.logits_of(model, IDS).numpy()
@@ -161,6 +170,7 @@ def test_pruning_on_the_way_is_rewriting_before(tmp_path):
         assert {k: v for k, v in after.keys.items() if k not in named} == \
             {k: v for k, v in on_the_way.keys.items() if k not in named and not k.startswith("general.base_model")}
         assert on_the_way.keys["qwen3moe.expert_count"] == 5 and "moetrim.source_fingerprint" not in on_the_way.keys
+        assert len(on_the_way.keys["moetrim.plan"]) == 32
         assert after.keys["moetrim.source_fingerprint"] == moetrim_json("inspect", folder / "pruned")["fingerprint"]
     assert not on_the_way.differences(File(tmp_path / "per-expert/on-the-way.gguf"))
     printed = export(folder / "m", folder / "split.gguf", "--plan", plan, "--shard-size", "20KB")
@@ -233,7 +243,7 @@ def test_existing_files_and_dry_runs(tmp_path):
 
 
 def test_a_signal_leaves_nothing(tmp_path):
-    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[], hidden_size=512, moe_intermediate_size=768, num_experts=64)
+    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[], hidden_size=512, moe_intermediate_size=768, num_experts=16)
     command = [MOETRIM, "export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "--dtype", "q8_0", "-o", tmp_path / "out.gguf"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while run.poll() is None and not list(tmp_path.glob("*out.gguf*")):

@@ -1,4 +1,7 @@
-// Phi-3.5-MoE: LayerNorm with biases, LongRoPE. llama.cpp has no SparseMixer: it takes the two largest probabilities.
+// Phi-3.5-MoE: biases everywhere, LongRoPE. llama.cpp has neither its LayerNorm nor SparseMixer, so nothing it loads as phimoe
+// computes what transformers computes.
+
+#include <array>
 
 #include "gguf/architectures/architectures.h"
 #include "gguf/architectures/rope_tensors.h"
@@ -26,8 +29,11 @@ void more(const GgufSource& source, GgufKeys& keys) {
   }
   keys.whole("rope.dimension_count", model.head_dim);
   add_longrope_factors(source, keys);
-  keys.notes.emplace_back("llama.cpp chooses and weighs experts by plain softmax where Phi-3.5-MoE has SparseMixer: its answers differ from "
-                          "transformers' for every token, whoever writes the file.");
+  const std::array<std::string_view, 1> window{"sliding_window"};
+  if (source.find(window) == nullptr) keys.whole("attention.sliding_window", 0);
+  keys.notes.emplace_back("llama.cpp's phimoe normalises without taking the mean off, and weighs experts by plain softmax, where the model "
+                          "has LayerNorm and SparseMixer: its probabilities differ from transformers' whoever writes the file. Measure the "
+                          "result.");
 }
 
 }  // namespace

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <sstream>
 
 #include <fmt/format.h>
 
 #include "export/base_model.h"
 #include "moetrim/error.h"
+#include "moetrim/gguf_rewrite.h"
 
 namespace moetrim::gguf_detail {
 
@@ -27,19 +27,11 @@ std::uint32_t file_type(GgmlType type) {
   }
 }
 
-std::uint64_t elements(const GgufTensorSpec& spec) {
-  return std::accumulate(spec.shape.begin(), spec.shape.end(), std::uint64_t{1}, std::multiplies<>());
-}
-
-/// Two digits at least: "1.8B", "30B".
-std::string rounded(std::uint64_t parameters) {
-  const auto count = static_cast<double>(parameters);
-  const auto [unit, suffix] = count > 1e12 ? std::pair(1e12, 'T') : count > 1e9 ? std::pair(1e9, 'B')
-                              : count > 1e6 ? std::pair(1e6, 'M') : std::pair(1e3, 'K');
-  const double scaled = count / unit;
-  const double whole = std::nearbyint(scaled);
-  const int digits = whole >= 10 ? 2 : whole >= 1 ? 1 : 0;
-  return fmt::format("{:.{}f}{}", scaled, 2 - digits, suffix);
+/// By the rule that pruning a file follows too.
+std::string size_label(const GgufSource& source, const std::vector<GgufPlannedTensor>& tensors) {
+  std::vector<GgufOutputFile> files(1);
+  for (const GgufPlannedTensor& tensor : tensors) files[0].tensors.push_back({tensor.spec, {}});
+  return gguf_size_label({}, files, static_cast<int>(source.experts), static_cast<int>(source.experts_per_token), false);
 }
 
 void add_licence(const GgufSource& source, GgufMetadata& metadata) {
@@ -145,21 +137,6 @@ void add_rule(const GgufSource& source, const GgufKeyRule& rule, GgufKeys& keys)
 
 }  // namespace
 
-std::string size_label(const std::vector<GgufPlannedTensor>& tensors) {
-  std::uint64_t shared = 0, expert = 0, experts = 0, stacked = 0;
-  for (const GgufPlannedTensor& tensor : tensors) {
-    const GgufTensorSpec& spec = tensor.spec;
-    if (spec.name.find("_exps.") == std::string::npos || spec.shape.size() < 3) {
-      shared += elements(spec);
-    } else {
-      expert += elements(spec) / spec.shape.back();
-      experts += spec.shape.back();
-      ++stacked;
-    }
-  }
-  return stacked == 0 ? rounded(shared) : fmt::format("{}x{}", experts / stacked, rounded(shared + expert));
-}
-
 void add_general_keys(const GgufSource& source, const std::vector<GgufPlannedTensor>& tensors, GgmlType type,
                       GgufMetadata& metadata) {
   const std::string base = export_detail::base_model(*source.model->checkpoint);
@@ -167,7 +144,7 @@ void add_general_keys(const GgufSource& source, const std::vector<GgufPlannedTen
   if (source.plan != nullptr) name += fmt::format("-{}-experts", source.experts);
   metadata.set("general.type", std::string("model"));
   metadata.set("general.name", name);
-  metadata.set("general.size_label", size_label(tensors));
+  metadata.set("general.size_label", size_label(source, tensors));
   add_licence(source, metadata);
   if (source.plan != nullptr) add_base_model(base, metadata);
   metadata.set("general.file_type", file_type(type));

@@ -14,7 +14,4 @@ void add_general_keys(const GgufSource& source, const std::vector<GgufPlannedTen
 /// Keys that any architecture has, and those of the mapping's rules.
 void add_model_keys(const GgufSource& source, const GgufMapping& mapping, GgufKeys& keys);
 
-/// "128x1.8B": the number of experts, and the parameters of the model with one expert, as llama.cpp's converter rounds them.
-std::string size_label(const std::vector<GgufPlannedTensor>& tensors);
-
 }  // namespace moetrim::gguf_detail

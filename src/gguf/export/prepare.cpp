@@ -8,6 +8,7 @@
 #include "gguf/export/mapping.h"
 #include "gguf/export/metadata.h"
 #include "gguf/export/plan_tensors.h"
+#include "gguf/rewrite/new_metadata.h"
 #include "moetrim/error.h"
 #include "moetrim/gguf_architecture.h"
 #include "moetrim/gguf_export.h"
@@ -183,6 +184,7 @@ GgufExport prepare_gguf_export(const Model& model, const GgufExportOptions& opti
   gguf_detail::add_model_keys(source, mapping, keys);
   add_literals(std::move(keys.tensors), out.tensors);
   if (options.plan == nullptr) out.metadata.set(kGgufSourceKey, model.checkpoint->fingerprint());
+  else out.metadata.set(kGgufPlanKey, gguf_detail::digest_of(*options.plan));
   out.notes = notes_of(source);
   out.notes.insert(out.notes.end(), keys.notes.begin(), keys.notes.end());
   add_tokenizer(model, options, out);

@@ -78,12 +78,6 @@ std::string name_with_experts(std::string name, int experts) {
   return fmt::format("{} {}{}", name, experts, kEnd);
 }
 
-std::string digest_of(const Plan& plan) {
-  export_detail::Digest digest;
-  digest.add_text(plan_to_json(plan).dump());
-  return digest.hex();
-}
-
 void edit_counts(GgufMetadata& metadata, const GgufMoe& model, const Plan& plan, Mtp mtp) {
   set_where_present(metadata, model.key("expert_count"), static_cast<std::uint64_t>(plan.keep));
   if (plan.experts_per_token_after > 0) {
@@ -111,6 +105,12 @@ bool has_weights_scale(const GgufMetadata& metadata, const GgufMoe& model) {
 }
 
 }  // namespace
+
+std::string digest_of(const Plan& plan) {
+  export_detail::Digest digest;
+  digest.add_text(plan_to_json(plan).dump());
+  return digest.hex();
+}
 
 void edit_metadata(std::vector<GgufOutputFile>& files, const GgufMoe& model, const Plan& plan, Mtp mtp) {
   std::uint64_t tensors = 0;
