@@ -155,6 +155,9 @@ Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
   const TwinResult result = twin ? export_with_twin(source, request, *twin, output, options, progress)
                                  : TwinResult{export_checkpoint(source, request, output, options, progress), {}};
   for (const auto& warning : request.warnings) session.note("note: " + warning);
+  if (result.pruned.awaited_shards == 0) {
+    session.note(fmt::format("how to serve and evaluate it: {}", (result.pruned.folder / "README.md").string()));
+  }
   return describe_result(source, plan, request, result);
 }
 
