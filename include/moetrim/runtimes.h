@@ -80,6 +80,7 @@ struct ServedModel {
   std::optional<std::int64_t> hidden, heads, key_value_heads;
   std::optional<std::int64_t> shared_width, dense_width;        ///< 0: there is none
   std::optional<std::int64_t> delta_key_heads, delta_value_heads;
+  bool shared_quantised = true, dense_quantised = true;         ///< as stored; else they are left as they were
   bool shared_follows_width = false;     ///< a shared expert is as wide as some routed ones: it grows to the next multiple
   std::int64_t mtp_layers = 0, mtp_experts = 0;
   bool mtp_follows = false;              ///< the blocks keep as many experts as the layers

@@ -7,6 +7,7 @@
 #include <fmt/ranges.h>
 
 #include "cli/command.h"
+#include "cli/served_gguf.h"
 #include "moetrim/error.h"
 #include "moetrim/family.h"
 #include "moetrim/runtimes.h"
@@ -101,25 +102,46 @@ void list_rules(const Session& session, const std::string& runtime) {
   session.print({{"runtimes", json}}, text);
 }
 
-/// The model as the options say that it would be served.
-ServedModel asked_model(const Flags& flags, const Model& model, const std::vector<RuntimeTarget>& targets) {
-  if (!flags.plan.empty()) return served_model(model, read_plan(flags.plan), parse_mtp(flags.mtp));
-  ServedModel served = served_model(model);
-  if (parse_mtp(flags.mtp) == Mtp::drop) served.mtp_layers = served.mtp_experts = 0;
+/// The model with as many and as wide experts as the options say.
+ServedModel as_asked(const Flags& flags, ServedModel served, const std::vector<RuntimeTarget>& targets) {
+  const Mtp mtp = parse_mtp(flags.mtp);
+  if (mtp == Mtp::drop) served.mtp_layers = served.mtp_experts = 0;
   if (!flags.keep.empty()) {
-    served.mtp_follows = parse_mtp(flags.mtp) == Mtp::prune;
+    served.mtp_follows = mtp == Mtp::prune;
     const KeepBudget budget = KeepBudget::parse(flags.keep);
-    const int keep = budget.experts ? legal_keep(router_limits(model), budget, false) : legal_keep(served, targets, budget);
+    const int keep = budget.experts ? legal_keep(served.router, budget, false) : legal_keep(served, targets, budget);
     served = with_keep(std::move(served), keep);
   }
   if (!flags.width.empty()) {
     const int width = parse_count(flags.width, "--width");
-    if (width > model.expert_width) {
-      throw InvalidInput(fmt::format("--width {}: the experts are {} wide; give at most that", width, model.expert_width));
+    if (width > served.width_before) {
+      throw InvalidInput(fmt::format("--width {}: the experts are {} wide; give at most that", width, served.width_before));
     }
     served = with_width(std::move(served), width);
   }
   return served;
+}
+
+/// What the options say would be served.
+ServedModel asked_model(const Flags& flags, const std::vector<RuntimeTarget>& targets) {
+  const Mtp mtp = parse_mtp(flags.mtp);
+  if (is_gguf_file(flags.checkpoint)) {
+    check_targets_of_gguf(targets, flags.checkpoint);
+    const GgufModel file = GgufModel::open(flags.checkpoint);
+    const GgufMoe model = describe_gguf(file);
+    return flags.plan.empty() ? as_asked(flags, served_model(model), targets) : served_model(model, read_plan(flags.plan), mtp);
+  }
+  const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
+  const Model model = describe(checkpoint);
+  return flags.plan.empty() ? as_asked(flags, moetrim::served_model(model), targets)
+                            : moetrim::served_model(model, read_plan(flags.plan), mtp);
+}
+
+std::string describe_served(const ServedModel& served) {
+  std::string text = fmt::format("{} experts in each layer", served.router.experts);
+  if (served.listed_counts) text = fmt::format("at most {} experts in a layer", served.router.experts);
+  if (served.width && !served.listed_widths) text += fmt::format(", {} wide", *served.width);
+  return served.quant ? text + ", " + served.quant->name + "\n" : text + "\n";
 }
 
 void run_check(const Session& session, const Flags& flags) {
@@ -129,14 +151,9 @@ void run_check(const Session& session, const Flags& flags) {
     throw UsageError("--plan says what is kept; leave --keep and --width out");
   }
   const auto targets = parse_runtimes(flags.runtimes);
-  const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
-  const Model model = describe(checkpoint);
-  const ServedModel served = asked_model(flags, model, targets);
-  const bool open = flags.plan.empty() && flags.keep.empty();
-
+  const ServedModel served = asked_model(flags, targets);
   Json checks = Json::array();
-  std::string text = fmt::format("{} experts in each layer, {} wide{}\n", served.router.experts,
-                                 served.width ? std::to_string(*served.width) : "of widths", served.quant ? ", " + served.quant->name : "");
+  std::string text = describe_served(served);
   std::vector<std::string> refused;
   for (const RuntimeTarget& target : targets) {
     const RuntimeCheck check = check_runtime(served, target);
@@ -147,7 +164,7 @@ void run_check(const Session& session, const Flags& flags) {
     if (check.refused()) refused.push_back(fmt::format("{} ({})", target.text, check.findings.front().rule));
   }
   Json json{{"checkpoint", flags.checkpoint}, {"experts", served.router.experts}, {"refused", !refused.empty()}, {"checks", checks}};
-  if (open) {
+  if (flags.plan.empty() && flags.keep.empty()) {
     const auto keeps = legal_keeps(served, targets);
     json["legal_keeps"] = keeps;
     text += fmt::format("\nnumbers of experts that {}: {}\n", targets.size() == 1 ? "it takes" : "all of them take",
@@ -163,7 +180,7 @@ void add_check(CLI::App& app, Session& session) {
   CLI::App* command = add_command(app, session, "check", "Say what a runtime would refuse of a checkpoint or a plan, and what it takes",
                                   "moetrim check demo/model --keep 0.5 --runtime vllm,tp=2,ep=2 --runtime llama.cpp,quant=q4_k_m");
   auto flags = std::make_shared<Flags>();
-  command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder");
+  command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder, or a GGUF file for llama.cpp");
   command->add_option("--runtime", flags->runtimes,
                       "Runtime and how it serves: vllm, sglang, llama.cpp, transformers or mlx, then tp=, ep=, dp=, quant=, ... (see "
                       "docs/runtimes.md); repeatable; all: every one by itself")

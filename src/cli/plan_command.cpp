@@ -361,6 +361,13 @@ std::string describe_keep(const Plan& plan) {
 
 std::string describe_runtimes(const Plan& plan) {
   std::string text;
+  if (const auto& keep = plan.source.value("runtimes_keep", nlohmann::ordered_json()); keep.is_object()) {
+    text += fmt::format("{} experts would have been {}: the nearest number that every runtime takes\n", keep.at("taken").dump(),
+                        keep.at("wanted").dump());
+  }
+  if (plan.source.contains("runtimes_align")) {
+    text += fmt::format("widths are multiples of {}, as every runtime takes them\n", plan.source.at("runtimes_align").dump());
+  }
   for (const auto& target : plan.source.value("runtimes", nlohmann::ordered_json::array())) {
     text += fmt::format("taken by {} (rules of {})\n", target.value("runtime", ""), target.value("version", ""));
   }

@@ -97,6 +97,11 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   const ServedModel whole = served_model(statistics.manifest);
   PlanFlags flags = settle(whole, targets);
   Plan plan = flags.make_freely(statistics, vectors);
+  const std::string& last = merge.to.empty() ? keep : merge.to;
+  int wanted = plan.keep;
+  if (const KeepBudget budget = last.empty() ? KeepBudget() : KeepBudget::parse(last); budget.ratio) {
+    wanted = legal_keep(router_limits(statistics.manifest), budget, regroup);
+  }
   const auto keeps = legal_keeps(regrouped(whole, regroup), targets);
   const bool by_budget = merge.empty() && keep.empty() && keep_by_layer.empty() && !over_atoms();
   if (by_budget && !keeps.empty() && plan.keep > keeps.front()) {  // the next smaller number fits the budget too
@@ -105,6 +110,9 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   }
   require_all(served_model(statistics.manifest, plan), targets);
   plan.source["runtimes"] = targets_json(targets);
+  const int taken = last.empty() ? plan.keep : KeepBudget::parse(merge.to.empty() ? flags.keep : flags.merge.to).of(plan.experts);
+  if (taken != wanted) plan.source["runtimes_keep"] = {{"wanted", wanted}, {"taken", taken}};
+  if (flags.align != align) plan.source["runtimes_align"] = parse_count(flags.align, "--align");
   return plan;
 }
 

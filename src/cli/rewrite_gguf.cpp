@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/rewrite_flags.h"
+#include "cli/served_gguf.h"
 #include "moetrim/error.h"
 #include "moetrim/gguf_rewrite.h"
 
@@ -60,7 +61,10 @@ Outcome RewriteFlags::run_gguf(const Session& session, const Plan& plan) const {
   refuse_folder_options(*command_, checkpoint);
   const GgufModel source = GgufModel::open(checkpoint);
   const GgufMoe model = describe_gguf(source);
+  const auto targets = parse_runtimes(runtimes);
+  check_targets_of_gguf(targets, checkpoint);
   const GgufRewrite rewrite = prepare_gguf_rewrite(model, plan, parse_mtp(mtp), other);
+  for (const RuntimeTarget& target : targets) require_runtime(check_runtime(served_model(model, plan, parse_mtp(mtp)), target));
   const GgufWriteOptions options{.overwrite = overwrite, .writers = writers, .stop = &stop_requested};
   const GgufEstimate estimate = estimate_gguf(rewrite, output, options);
   if (dry_run) return describe_estimate(estimate, rewrite);

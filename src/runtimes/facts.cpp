@@ -176,6 +176,8 @@ bool holds(When when, const ServedModel& model, const RuntimeTarget& target) {
     case When::plain_attention: return !family.attention.latent;
     case When::delta_net: return family.attention.delta_net;
     case When::shared: return !family.shared_width_key.empty();
+    case When::shared_quantised: return target.quant || model.shared_quantised;
+    case When::dense_quantised: return target.quant || model.dense_quantised;
     case When::own_code: return !target.remote_code;
     case When::mtp_blocks: return model.mtp_layers > 0;
   }
@@ -196,6 +198,8 @@ std::string_view when_label(When when) {
     case When::plain_attention: return "attention that is not latent";
     case When::delta_net: return "linear attention";
     case When::shared: return "a shared expert";
+    case When::shared_quantised: return "the shared expert is quantised too";
+    case When::dense_quantised: return "dense layers are quantised too";
     case When::own_code: return "without trust_remote_code";
     case When::mtp_blocks: return "multi-token-prediction blocks";
   }

@@ -48,6 +48,7 @@ enum class When : std::uint8_t {
   drafting,                            ///< mtp
   plain_attention,                     ///< not latent: key-value heads are split
   delta_net, shared,
+  shared_quantised, dense_quantised,   ///< unless the checkpoint leaves them as they were
   own_code,                            ///< trust_remote_code is not given
   mtp_blocks,
 };

@@ -53,6 +53,14 @@ ServedQuantisation stored_quantisation(const Model& model) {
   return out;
 }
 
+/// Whether the weights of a role are stored quantised; true where there are none.
+bool quantised(const Model& model, Role role) {
+  for (const LayerTensors& layer : model.layer) {
+    if (layer[role]) return layer[role].packed();
+  }
+  return true;
+}
+
 std::string text_of(const nlohmann::ordered_json& config, const char* key) {
   const auto found = config.find(key);
   return found != config.end() && found->is_string() ? found->get<std::string>() : std::string();
@@ -68,6 +76,7 @@ void apply(ServedModel& model, const Plan& plan) {
   model.router.experts = plan.keep;
   if (plan.experts_per_token_after > 0) model.router.experts_per_token = plan.experts_per_token_after;
   if (plan.regroup) model.router.groups = {.count = 1, .chosen = 1, .rule = model.router.groups.rule};
+  model.experts_before = std::max(model.experts_before, plan.keep);  // slots may repeat experts
   model.listed_counts = plan.counts == LayerCounts::listed;
   for (const PlanLayer& layer : plan.layers) {  // a map keeps the rows of experts that are no more
     if (merges(plan) && plan.router == MergedRouter::map) {
@@ -103,6 +112,8 @@ ServedModel served_model(const Model& model) {
           .dense_width = model.dense_width,
           .delta_key_heads = delta ? model.delta.key_heads : 0,
           .delta_value_heads = delta ? model.delta.value_heads : 0,
+          .shared_quantised = quantised(model, Role::shared_gate),
+          .dense_quantised = quantised(model, Role::dense_gate),
           .shared_follows_width = !model.family->shared_count_key.empty() && model.shared_width > 0,
           .mtp_layers = model.mtp_layers,
           .mtp_experts = model.mtp_experts,

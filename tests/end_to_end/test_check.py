@@ -52,6 +52,7 @@ def test_a_plan_goes_to_the_nearest_number_or_is_refused(folder):
     said = moetrim(*plan, "--keep", 0.6, "-o", folder / "nearest.json").stdout
     written = json.loads((folder / "nearest.json").read_text())
     assert written["keep"] == 4 and written["source"]["runtimes"][0]["version"] and "sglang,tp=2,ep=2" in said
+    assert written["source"]["runtimes_keep"] == {"wanted": 3, "taken": 4} and "4 experts would have been 3" in said
     refused = moetrim(*plan, "--keep", 3, "-o", folder / "refused.json", code=3).stderr
     assert "sglang.ep-even" in refused and "2 and 4" in refused and not (folder / "refused.json").exists()
     size = moetrim_json("inspect", folder / "m")["total_bytes"]
@@ -66,6 +67,7 @@ def test_widths(folder):
     moetrim(*expert)
     keeps = json.loads((folder / "w.json").read_text())["layers"][0]["atoms"][0]
     assert sum(end - begin for begin, end in keeps) == 16  # the largest multiple of 4 that is not more than 0.9 x 19
+    assert json.loads((folder / "w.json").read_text())["source"]["runtimes_align"] == 4
     (folder / "w.json").unlink()
     assert "vllm.tp-width" in moetrim(*expert, "--align", 3, code=3).stderr
     assert not (folder / "w.json").exists()
@@ -81,6 +83,17 @@ def test_rewrite_looks_at_the_checkpoint(folder):
     assert "transformers.tp-heads" in moetrim(*rewrite, "transformers,tp=3", code=3).stderr and not (folder / "out").exists()
     moetrim(*rewrite, "transformers,tp=2")
     assert checked(folder / "out", "--runtime", "all")[1].returncode == 0
+
+
+def test_a_gguf_file(folder):
+    moetrim("export", folder / "m", "--format", "gguf", "--dtype", "f32", "--no-tokenizer", "-o", folder / "m.gguf")
+    found, _ = checked(folder / "m.gguf", "--runtime", "llama.cpp,quant=q4_k_m")
+    assert [f["rule"] for f in found["checks"][0]["findings"]] == ["llama.cpp.block"] and found["legal_keeps"] == [2, 3, 4, 5]
+    assert "folder" in moetrim("check", folder / "m.gguf", "--runtime", "vllm", code=2).stderr
+    moetrim("plan", folder / "s.stats", "--method", "reap", "--keep", 3, "-o", folder / "p.json")
+    rewrite = ["rewrite", folder / "m.gguf", "--plan", folder / "p.json", "-o", folder / "pruned.gguf", "--runtime"]
+    assert "llama.cpp.mtp-blocks" in moetrim(*rewrite, "llama.cpp,mtp", code=3).stderr and not (folder / "pruned.gguf").exists()
+    moetrim(*rewrite, "llama.cpp")
 
 
 def test_nothing_is_calibrated_for_what_would_be_refused(folder):

@@ -1,0 +1,47 @@
+// What runtimes would serve of a GGUF file.
+#include "cli/served_gguf.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "moetrim/error.h"
+#include "moetrim/family.h"
+
+namespace moetrim::cli {
+
+ServedModel served_model(const GgufMoe& model) {
+  ServedModel out;
+  out.family = find_family(model.architecture->families.front());
+  if (out.family == nullptr) throw Error(fmt::format("{}: no family is called {}", model.path().string(), model.architecture->families.front()));
+  out.router = {.experts = model.experts, .experts_per_token = model.experts_per_token, .groups = model.groups.value_or(RouterGroups{})};
+  out.experts_before = model.experts;
+  if (const auto width = model.file->metadata().whole(model.key("expert_feed_forward_length"), model.path())) {
+    out.width = out.width_before = static_cast<std::int64_t>(*width);
+  }
+  out.mtp_layers = model.mtp_blocks;
+  out.mtp_experts = model.mtp_blocks > 0 ? model.experts : 0;
+  out.mtp_follows = true;
+  out.quant = ServedQuantisation{.name = "as stored"};
+  return out;
+}
+
+ServedModel served_model(const GgufMoe& model, const Plan& plan, Mtp mtp) {
+  ServedModel out = served_model(model);
+  out.experts_before = std::max(model.experts, plan.keep);
+  out.mtp_follows = mtp == Mtp::prune;
+  if (mtp == Mtp::drop) out.mtp_layers = out.mtp_experts = 0;
+  out.listed_counts = plan.counts == LayerCounts::listed;
+  if (plan.regroup) out.router.groups = {.count = 1, .chosen = 1, .rule = out.router.groups.rule};
+  return with_keep(std::move(out), plan.keep);
+}
+
+void check_targets_of_gguf(const std::vector<RuntimeTarget>& targets, const std::filesystem::path& file) {
+  for (const RuntimeTarget& target : targets) {
+    if (target.runtime() == "llama.cpp") continue;
+    throw UsageError(fmt::format("--runtime {}: {} is a GGUF file, whose rules are those of llama.cpp; for others give the folder that "
+                                 "it was made from", target.text, file.string()));
+  }
+}
+
+}  // namespace moetrim::cli
