@@ -52,7 +52,9 @@ struct GgufPlannedTensor {
   GgufTensorSpec spec;
   std::vector<GgufSlab> slabs;
   std::int64_t rows = 0, cols = 0;  ///< as written
-  bool transposed = false;          ///< the rows that are written are columns of the slab's matrix
+  std::int64_t transposed_rows = 0; ///< every run of that many rows of the slab is transposed by itself; 0: none
+  /// Columns of the slab's matrix in their new order; null: as they are.
+  std::shared_ptr<const std::vector<std::uint32_t>> columns = {};
   GgufChange change = GgufChange::none;
   std::vector<float> values = {};   ///< of a tensor without slabs
 };

@@ -45,6 +45,15 @@ inline Rules skeleton() {
   };
 }
 
+/// The same where the norm before the MLP is named after the attention before it.
+inline Rules post_norm_skeleton() {
+  Rules rules = skeleton();
+  for (GgufTensorRule& rule : rules) {
+    if (rule.role == Role::mlp_norm) rule.name = "blk.{}.post_attention_norm.weight";
+  }
+  return rules;
+}
+
 inline Rules attention() {
   return {
       {Role::query, "blk.{}.attn_q.weight"},
@@ -97,6 +106,18 @@ inline Rules shared_experts() {
       {Role::shared_gate, "blk.{}.ffn_gate_shexp.weight"},
       {Role::shared_up, "blk.{}.ffn_up_shexp.weight"},
       {Role::shared_down, "blk.{}.ffn_down_shexp.weight"},
+  };
+}
+
+/// What a block that predicts one token further has beside a layer's tensors.
+inline Rules next_tokens() {
+  return {
+      {Role::mtp_projection, "blk.{}.nextn.eh_proj.weight"},
+      {Role::mtp_embedding_norm, "blk.{}.nextn.enorm.weight"},
+      {Role::mtp_hidden_norm, "blk.{}.nextn.hnorm.weight"},
+      {Role::mtp_final_norm, "blk.{}.nextn.shared_head_norm.weight"},
+      {Role::mtp_embedding, "blk.{}.nextn.embed_tokens.weight"},
+      {Role::mtp_head, "blk.{}.nextn.shared_head_head.weight"},
   };
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include <fmt/format.h>
 
@@ -52,6 +53,12 @@ void GgufKeys::text(std::string_view key, std::string value) { metadata_.set(pre
 
 void GgufKeys::wholes(std::string_view key, std::span<const std::int32_t> values) {
   metadata_.set(prefix_ + std::string(key), GgufArray::of_i32(values));
+}
+
+void GgufKeys::flags(std::string_view key, const std::vector<bool>& values) {
+  const auto flags = std::make_unique<bool[]>(values.size());
+  std::ranges::copy(values, flags.get());
+  metadata_.set(prefix_ + std::string(key), GgufArray::of_booleans(std::span(flags.get(), values.size())));
 }
 
 }  // namespace moetrim::gguf_detail

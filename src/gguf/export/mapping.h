@@ -26,6 +26,13 @@ enum class GgufOperation : std::uint8_t {
   rotary_pairs,         ///< rows of every head: those that are rotated together become neighbours
   plus_one,             ///< norms that store weight - 1
   negated_exponential,  ///< -exp(x): of a logarithm of decay
+  latent_key,           ///< of kv_b_proj: the keys' rows of every head, transposed
+  latent_value,         ///< the values' rows of every head
+  delta_qkv, delta_z,   ///< of a gated delta net's grouped projection: rows of all heads' queries, then keys, then values; of z
+  // Value heads of a gated delta net that share a key head are neighbours; here they go round the key heads in turn.
+  tiled_rows, tiled_decay,  ///< as they are, and as -exp(x)
+  tiled_qkv,                ///< behind the rows of queries and keys; dimensions of length 1 go
+  tiled_columns,
 };
 
 struct GgufTensorRule {
@@ -76,6 +83,7 @@ class GgufKeys {
   void flag(std::string_view key, bool value);
   void text(std::string_view key, std::string value);
   void wholes(std::string_view key, std::span<const std::int32_t> values);
+  void flags(std::string_view key, const std::vector<bool>& values);
 
   std::vector<GgufLiteral> tensors;
   std::vector<std::string> notes;  ///< for the user, one sentence each

@@ -17,7 +17,9 @@ namespace moetrim::gguf_detail {
 namespace {
 
 /// llama.cpp's number for what most matrices of a file are stored as.
-std::uint32_t file_type(GgmlType type) {
+std::uint32_t file_type(GgmlType type, const std::vector<GgufPlannedTensor>& tensors) {
+  const auto is_mxfp4 = [](const GgufPlannedTensor& tensor) { return tensor.spec.type == GgmlType::mxfp4; };
+  if (type != GgmlType::q8_0 && std::ranges::any_of(tensors, is_mxfp4)) return 38;
   switch (type) {
     case GgmlType::f32: return 0;
     case GgmlType::f16: return 1;
@@ -62,7 +64,8 @@ void add_yarn(const GgufSource& source, const Rope& rope, GgufKeys& keys) {
   }
   keys.real("rope.scaling.yarn_beta_fast", rope.beta_fast);
   keys.real("rope.scaling.yarn_beta_slow", rope.beta_slow);
-  const double derived = rope.factor <= 1 ? 1 : 0.1 * std::log(rope.factor) + 1;
+  // For latent attention it derives none where there is a yarn_log_multiplier.
+  const double derived = rope.factor <= 1 || source.model->latent.rank > 0 ? 1 : 0.1 * std::log(rope.factor) + 1;
   const double factor = rope.attention_factor / derived;
   if (std::abs(factor - 1) > 1e-6) keys.real("rope.scaling.attn_factor", factor);
 }
@@ -147,7 +150,7 @@ void add_general_keys(const GgufSource& source, const std::vector<GgufPlannedTen
   metadata.set("general.size_label", size_label(source, tensors));
   add_licence(source, metadata);
   if (source.plan != nullptr) add_base_model(base, metadata);
-  metadata.set("general.file_type", file_type(type));
+  metadata.set("general.file_type", file_type(type, tensors));
   metadata.set("general.quantization_version", std::uint32_t{2});
 }
 

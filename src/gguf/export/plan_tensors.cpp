@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "gguf/export/mxfp4_blocks.h"
 #include "gguf/export/operations.h"
 #include "moetrim/error.h"
 
@@ -106,6 +107,13 @@ class Planner {
       tensor.slabs.push_back({&weight, -1, rows});
     }
     const std::int64_t count = rows ? static_cast<std::int64_t>(rows->size()) : shape.outputs;
+    tensor.columns = columns_of(source_, rule, shape.inputs);
+    tensor.transposed_rows = transposed_rows(source_, rule);
+    if (tensor.transposed_rows > 0) {
+      const std::int64_t runs = count / tensor.transposed_rows;
+      return finish(std::move(tensor), rule, layer, runs * shape.inputs, tensor.transposed_rows,
+                    {tensor_extent(tensor.transposed_rows), tensor_extent(shape.inputs), tensor_extent(runs)});
+    }
     finish(std::move(tensor), rule, layer, count, shape.inputs, extents(rule, weight, shape, count));
   }
 
@@ -113,12 +121,15 @@ class Planner {
   std::vector<std::uint64_t> extents(const GgufTensorRule& rule, const Weight& weight, const MatrixShape& shape,
                                      std::int64_t rows) const {
     if (is_stacked(weight) && !weight.fused()) return {tensor_extent(rows)};
+    if (rule.operation == GgufOperation::latent_value) {
+      return {tensor_extent(shape.inputs), tensor_extent(model().latent.value), tensor_extent(model().heads)};
+    }
     if (weight.fused() || weight.packed()) return {tensor_extent(shape.inputs), tensor_extent(rows)};
     const auto& axes = weight.rule->axes;
     const std::size_t counted = expert_axis_of(*weight.rule) < axes.size() ? expert_axis_of(*weight.rule) : 0;
     std::vector<std::uint64_t> out;
     for (std::size_t i = axes.size(); i-- > 0;) {
-      if (rule.operation == GgufOperation::squeezed && axes[i] == Axis::one) continue;
+      if (squeezes(rule.operation) && axes[i] == Axis::one) continue;
       out.push_back(tensor_extent(i == counted ? rows : weight.values()->shape.at(i)));
     }
     return out;
@@ -136,7 +147,8 @@ class Planner {
     tensor.cols = cols;
     tensor.change = change_of(rule.operation);
     tensor.spec.name = layer < 0 ? std::string(rule.name) : fmt::format(fmt::runtime(rule.name), layer);
-    tensor.spec.type = stored_type(tensor.spec.name, shape, type_);
+    const bool codes = has_mxfp4_blocks(model(), weight) && tensor.transposed_rows == 0 && !tensor.columns;
+    tensor.spec.type = codes ? GgmlType::mxfp4 : stored_type(tensor.spec.name, shape, type_);
     tensor.spec.shape = std::move(shape);
     out_.push_back(std::move(tensor));
   }

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "gguf/export/mxfp4_blocks.h"
 #include "gguf/export/plan_tensors.h"
 
 namespace moetrim::gguf_detail {
@@ -16,7 +17,7 @@ namespace {
 constexpr std::int64_t kPieceValues = std::int64_t{1} << 20;
 
 bool reads_rows(const Model& model, const GgufPlannedTensor& tensor, const GgufSlab& slab) {
-  return !tensor.transposed && !slab.weight->packed() && !matrix_shape(model, *slab.weight).input_first;
+  return tensor.transposed_rows == 0 && !slab.weight->packed() && !matrix_shape(model, *slab.weight).input_first;
 }
 
 std::uint64_t row_bytes(const Weight& weight, std::int64_t cols) {
@@ -56,9 +57,8 @@ void change_values(GgufChange change, std::span<float> values) {
 }
 
 /// [rows, cols] to [cols, rows], in squares that fit the cache.
-void transpose(std::span<const float> from, std::vector<float>& to, std::size_t rows, std::size_t cols) {
+void transpose(std::span<const float> from, std::span<float> to, std::size_t rows, std::size_t cols) {
   constexpr std::size_t kSide = 32;
-  to.resize(from.size());
   for (std::size_t row = 0; row < rows; row += kSide) {
     for (std::size_t col = 0; col < cols; col += kSide) {
       for (std::size_t r = row; r < std::min(rows, row + kSide); ++r) {
@@ -109,8 +109,13 @@ std::span<const float> ValueReader::read(const GgufPlannedTensor& tensor, const 
   } else {
     read_slab(tensor, slab);
   }
+  if (tensor.columns) reorder_columns(*tensor.columns);
   change_values(tensor.change, values_);
   return values_;
+}
+
+void ValueReader::read_blocks(const GgufPlannedTensor& tensor, const GgufPiece& piece, std::vector<std::byte>& out) {
+  read_mxfp4_blocks(model_, tensor.slabs[piece.slab], slabs_, out);
 }
 
 void ValueReader::read_rows(const GgufPlannedTensor& tensor, const GgufSlab& slab, const GgufPiece& piece) {
@@ -152,6 +157,7 @@ void ValueReader::read_slab(const GgufPlannedTensor& tensor, const GgufSlab& sla
   const MatrixShape shape = matrix_shape(model_, *slab.weight);
   const auto outputs = static_cast<std::size_t>(shape.outputs), inputs = static_cast<std::size_t>(shape.inputs);
   if (shape.input_first) {
+    ordered_.resize(values_.size());
     transpose(values_, ordered_, inputs, outputs);
     values_.swap(ordered_);
   }
@@ -164,8 +170,20 @@ void ValueReader::read_slab(const GgufPlannedTensor& tensor, const GgufSlab& sla
     }
     values_.swap(ordered_);
   }
-  if (!tensor.transposed) return;
-  transpose(values_, ordered_, rows, inputs);
+  if (tensor.transposed_rows == 0) return;
+  const std::size_t run = static_cast<std::size_t>(tensor.transposed_rows) * inputs;
+  ordered_.resize(rows * inputs);
+  for (std::size_t i = 0; i < rows * inputs; i += run) {
+    transpose(std::span<const float>(values_).subspan(i, run), std::span(ordered_).subspan(i, run), run / inputs, inputs);
+  }
+  values_.swap(ordered_);
+}
+
+void ValueReader::reorder_columns(std::span<const std::uint32_t> columns) {
+  ordered_.resize(values_.size());
+  for (std::size_t row = 0; row < values_.size(); row += columns.size()) {
+    for (std::size_t i = 0; i < columns.size(); ++i) ordered_[row + i] = values_[row + columns[i]];
+  }
   values_.swap(ordered_);
 }
 

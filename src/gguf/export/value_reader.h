@@ -29,10 +29,13 @@ class ValueReader {
   /// Values [rows of the piece, cols] as they are written; valid until the next call.
   /// @throws InvalidInput on a scale that cannot be meant.
   std::span<const float> read(const GgufPlannedTensor& tensor, const GgufPiece& piece);
+  /// The bytes of a tensor in MXFP4 as they are written.
+  void read_blocks(const GgufPlannedTensor& tensor, const GgufPiece& piece, std::vector<std::byte>& out);
 
  private:
   void read_rows(const GgufPlannedTensor& tensor, const GgufSlab& slab, const GgufPiece& piece);
   void read_slab(const GgufPlannedTensor& tensor, const GgufSlab& slab);
+  void reorder_columns(std::span<const std::uint32_t> columns);
 
   const Model& model_;
   export_detail::SlabReader slabs_;

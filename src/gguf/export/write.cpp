@@ -122,7 +122,11 @@ class GgufExportRun {
       std::vector<std::byte> bytes;
       while (const GgufPiece* piece = take()) {
         const GgufPlannedTensor& tensor = request_.tensors[piece->tensor];
-        gguf_detail::encode(reader.read(tensor, *piece), tensor.spec.type, tensor.spec.name, bytes);
+        if (tensor.spec.type == GgmlType::mxfp4) {
+          reader.read_blocks(tensor, *piece, bytes);
+        } else {
+          gguf_detail::encode(reader.read(tensor, *piece), tensor.spec.type, tensor.spec.name, bytes);
+        }
         const Place place = places_[piece->tensor];
         const std::uint64_t row = tensor.slabs.empty() ? 0 : tensor.spec.bytes() / tensor.slabs.size() / static_cast<std::uint64_t>(tensor.rows);
         const std::uint64_t first = piece->slab * static_cast<std::uint64_t>(tensor.rows) + static_cast<std::uint64_t>(piece->begin);
