@@ -13,11 +13,14 @@ namespace moetrim::cli {
 ServedModel served_model(const GgufMoe& model) {
   ServedModel out;
   out.family = find_family(model.architecture->families.front());
-  if (out.family == nullptr) throw Error(fmt::format("{}: no family is called {}", model.path().string(), model.architecture->families.front()));
+  if (out.family == nullptr) {
+    throw Error(fmt::format("{}: no family is called {}", model.path().string(), model.architecture->families.front()));
+  }
   out.router = {.experts = model.experts, .experts_per_token = model.experts_per_token, .groups = model.groups.value_or(RouterGroups{})};
   out.experts_before = model.experts;
-  if (const auto width = model.file->metadata().whole(model.key("expert_feed_forward_length"), model.path())) {
-    out.width = out.width_before = static_cast<std::int64_t>(*width);
+  // [F, H, E]
+  if (const GgufTensor* down = model.file->find(fmt::format("blk.{}.ffn_down_exps.weight", model.moe.front()))) {
+    out.width = out.width_before = static_cast<std::int64_t>(down->shape.front());
   }
   out.mtp_layers = model.mtp_blocks;
   out.mtp_experts = model.mtp_blocks > 0 ? model.experts : 0;

@@ -117,7 +117,9 @@ def test_nothing_is_calibrated_for_what_would_be_refused(folder):
     (folder / "widths.json").write_text(json.dumps(widths))
     assert "one-width" in moetrim("search", folder / "widths.json", code=3).stderr
     assert not (folder / "found").exists()
-    result = moetrim_json("search", folder / "q.json", "--all")
+    search["search"].pop("runtime")
+    (folder / "q.json").write_text(json.dumps(search))
+    result = moetrim_json("search", folder / "q.json", "--all", "--runtime", "sglang,tp=2,ep=2")
     assert sorted(c["keeps"] for c in result["candidates"]) == ["2 experts", "4 experts"]
 
 

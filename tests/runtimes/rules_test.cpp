@@ -191,6 +191,19 @@ TEST_CASE("legal numbers are those that nothing refuses, and the nearest are the
   }
 }
 
+TEST_CASE("legal widths are those that nothing refuses", "[runtimes]") {
+  for (const char* target : {"vllm,tp=2,quant=fp8", "sglang,tp=2,quant=fp8", "vllm,tp=2,quant=int4,group=64", "vllm,tp=4"}) {
+    CAPTURE(target);
+    Numbers expected;
+    for (std::int64_t width = 1; width <= 2048; ++width) {  // the shared expert is made as wide as some of them
+      if (refusals(with_width(deepseek_v3(), width), target).empty()) expected.push_back(width);
+    }
+    REQUIRE_FALSE(expected.empty());
+    CHECK(legal_widths(deepseek_v3(), std::vector{parse_runtime(target)}) == expected);
+  }
+  CHECK(with_width(deepseek_v3(), 768).shared_width == 2304);
+}
+
 TEST_CASE("a ratio goes to the nearest number that all targets take, half up", "[runtimes]") {
   const std::vector targets{parse_runtime("sglang,tp=8,ep=8"), parse_runtime("sglang,tp=12,ep=12")};  // 24, 48, ...
   const auto keep = [&](const char* text) { return legal_keep(qwen3_30b(), targets, KeepBudget::parse(text)); };
