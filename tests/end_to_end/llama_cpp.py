@@ -168,9 +168,9 @@ def text_of(call, size: int = 1 << 16) -> str:
 
 
 class Model:
-    """A model, or its vocabulary alone. load raises LlamaError with llama.cpp's own words."""
+    """A model, or its vocabulary alone; LlamaError has llama.cpp's own words. Of several threads those that wait keep a core busy."""
 
-    def __init__(self, path, vocab_only: bool = False, threads: int = 2):
+    def __init__(self, path, vocab_only: bool = False, threads: int = 1):
         self.library = library()
         self.context, self.capacity, self.threads = None, 0, threads
         parameters = self.library.model_default_params()
@@ -297,7 +297,7 @@ def quantize(source, out, kind: str, imatrix=None, pure: bool = False, types=Non
     behind the other}; types: {pattern of tensor names: ggml's type id}; pure: every matrix at the kind's own type."""
     lib = library()
     parameters = lib.model_quantize_default_params()
-    parameters.nthread, parameters.ftype = 2, FILE_TYPES[kind]
+    parameters.nthread, parameters.ftype = 1, FILE_TYPES[kind]
     parameters.allow_requantize, parameters.pure, parameters.keep_split = True, pure, keep_split
     kept = {name.encode(): np.ascontiguousarray(data, dtype=np.float32) for name, data in (imatrix or {}).items()}
     table = (ImportanceData * (len(kept) + 1))(*[
@@ -350,6 +350,7 @@ def convert(*jobs):
                 if job.get("vocabulary") == "none":
                     architecture = json.loads((Path(job["folder"]) / "config.json").read_text())["architectures"][0]
                     patch.setattr(module.get_model_class(architecture), "set_vocab", text_model._set_vocab_none)
+                    patch.setattr(module.get_model_class(architecture), "no_mtp", False)  # the converter never takes it back
                 patch.setattr(sys, "argv", ["", str(job["folder"]), "--outfile", str(job["out"]), "--outtype",
                                             job.get("outtype", "f32"), *job.get("more", [])])
                 module.main()

@@ -14,23 +14,37 @@ import llama_cpp
 import models
 import quantise
 from program import MOETRIM, moetrim, moetrim_json
+from test_mtp import Mtp
 from test_quantised import SIZES
 
 IDS = models.sequences(11, [40, 25, 33])
 YARN = models.rope(kind="yarn", factor=4.0, original_max_position_embeddings=32)
 DTYPES = ("f16", "bf16", "q8_0")
 LONG = [1.0, 1.5, 2.5, 4.0, 6.0, 9.0]
+LLAMA4 = dict(attention_chunk_size=8192, floor_scale=8192, attn_scale=0.1)
+# Layers are listed; the converter adds 4 for whom the list is not enough.
+INTERVAL = ["qwen3next.full_attention_interval", "qwen35moe.full_attention_interval"]
 
 
 class Case:
-    """A checkpoint, keys that we write otherwise than the converter, and the published name of a class that transformers renamed."""
+    """A checkpoint, keys that we write otherwise than the converter, and the published name of a class that transformers renamed.
+    `mtp`: with a multi-token-prediction block; `unread`: a key of published configs at which the converter stops."""
 
-    def __init__(self, family, layout=None, other_keys=(), published=None, transposed=False, **changes):
+    def __init__(self, family, layout=None, other_keys=(), published=None, transposed=False, mtp=False, unread=None, more=(), **changes):
         self.family, self.layout, self.other_keys, self.changes = family, layout, set(other_keys), changes
-        self.published, self.transposed = published, transposed
+        self.published, self.transposed, self.mtp, self.unread, self.more = published, transposed, mtp, unread, list(more)
 
     def make(self, folder, **more):
+        if self.mtp:
+            model = Mtp(folder, self.family, **self.changes, **more).model
+            for file in (folder / "m").iterdir():
+                file.rename(folder / file.name)
+            return model
         model = models.make(folder, self.family, self.layout, **self.changes, **more)
+        if self.unread:
+            config = json.loads((folder / "config.json").read_text())
+            config.pop(self.unread)
+            (folder / "config.json").write_text(json.dumps(config))
         if self.published:
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps({**config, "architectures": [self.published]}))
@@ -54,6 +68,27 @@ CASES = {
                    rope_parameters=models.rope(kind="longrope", short_factor=LONG, long_factor=LONG, short_mscale=1.25,
                                                long_mscale=1.25, original_max_position_embeddings=512)),
     "qwen3_vl_moe": Case("qwen3_vl_moe", "saved", transposed=True, mlp_only_layers=[]),
+    "deepseek_v3": Case("deepseek_v3", rope_parameters=models.yarn(mscale=0.9, mscale_all_dim=0.9)),
+    "kimi_k2": Case("kimi_k2"),
+    # Without the key llama.cpp loads models of 26 or 27 layers alone.
+    "moonlight": Case("moonlight", other_keys=["deepseek2.attention.q_lora_rank"]),
+    # mscale is not mscale_all_dim, which the converter passes over.
+    "deepseek_v2": Case("deepseek_v2", topk_method="greedy", other_keys=[
+        "deepseek2.rope.scaling.attn_factor", "deepseek2.rope.scaling.yarn_log_multiplier", "deepseek2.expert_weights_norm",
+        "deepseek2.expert_group_count", "deepseek2.expert_group_used_count"]),
+    "gpt_oss": Case("gpt_oss", swiglu_limit=7.0),
+    "glm4_moe": Case("glm4_moe", mtp=True),
+    # It has no such block although the config that transformers saves counts one.
+    "glm4_moe_qk_norm": Case("glm4_moe_qk_norm", other_keys=["glm4moe.block_count", "glm4moe.nextn_predict_layers"]),
+    "minimax_m2": Case("minimax_m2"),
+    "ernie4_5_moe": Case("ernie4_5_moe", moe_layer_interval=1, intermediate_size=44),
+    "hunyuan_v1_moe": Case("hunyuan_v1_moe", hidden_size=256, num_attention_heads=2, num_key_value_heads=1, head_dim=128,
+                           max_position_embeddings=32768, rope_parameters=models.rope(10000.0, "dynamic", alpha=1000, factor=1.0)),
+    "dots1": Case("dots1", unread="scoring_func", num_key_value_heads=4, sliding_window=None, other_keys=["dots1.expert_gating_func"]),
+    "llama4_text": Case("llama4_text", **LLAMA4, no_rope_layer_interval=4),
+    "llama4": Case("llama4", **LLAMA4, use_qk_norm=True),
+    "qwen3_next": Case("qwen3_next", mtp=True, rms_norm_eps=1e-6, linear_value_head_dim=7, mlp_only_layers=[], other_keys=INTERVAL),
+    "qwen3_5_moe": Case("qwen3_5_moe", more=["--no-mtp"], rms_norm_eps=1e-6, linear_value_head_dim=7, other_keys=INTERVAL),
 }
 # Ours alone, and what the converter leaves to llama.cpp, which then assumes the same.
 OURS = {"moetrim.source_fingerprint", "tokenizer.ggml.model"}
@@ -75,7 +110,10 @@ class File:
 
     @staticmethod
     def same(a, b):
-        return a.tensor_type == b.tensor_type and list(a.shape) == list(b.shape) and a.data.tobytes() == b.data.tobytes()
+        def shape(tensor):  # [E, 1], of Ernie's selection bias, is [E]
+            extents = list(tensor.shape)
+            return extents[:-1] if extents[-1] == 1 and tensor.name.endswith(".bias") else extents
+        return a.tensor_type == b.tensor_type and shape(a) == shape(b) and a.data.tobytes() == b.data.tobytes()
 
 
 def export(folder, out, *more, dtype="f32"):
@@ -90,9 +128,10 @@ def files(tmp_path_factory):
     made = {name: case.make(folders[name]) for name, case in CASES.items()}
     # Rows of 48 are no whole blocks of q8_0 and stay f16; bf16 values are what most checkpoints have.
     models.make(root / "bf16", "qwen3_moe", dtype=torch.bfloat16, mlp_only_layers=[], hidden_size=64, moe_intermediate_size=48, head_dim=16)
-    jobs = [(folder, "f32") for folder in folders.values()] + [(root / "bf16", dtype) for dtype in DTYPES]
-    llama_cpp.convert(*[dict(folder=folder, out=folder / f"theirs-{dtype}.gguf", outtype=dtype, vocabulary="none") for folder, dtype in jobs])
-    for folder, dtype in jobs:
+    jobs = [(folders[name], "f32", case.more) for name, case in CASES.items()] + [(root / "bf16", dtype, []) for dtype in DTYPES]
+    llama_cpp.convert(*[dict(folder=folder, out=folder / f"theirs-{dtype}.gguf", outtype=dtype, vocabulary="none", more=more)
+                        for folder, dtype, more in jobs])
+    for folder, dtype, _ in jobs:
         export(folder, folder / f"ours-{dtype}.gguf", dtype=dtype)
     return {"bf16": (None, root / "bf16"), **{name: (model, folders[name]) for name, model in made.items()}}
 
@@ -127,7 +166,7 @@ def test_llama_cpp_computes_what_transformers_computes(files, name, monkeypatch)
     model, folder = files[name]
     if name == "phimoe":
         as_llama_cpp_has_phimoe(monkeypatch)
-    with llama_cpp.Model(folder / "ours-f32.gguf") as llama:
+    with llama_cpp.Model(folder / "ours-f32.gguf", threads=1) as llama:
         logits = np.concatenate([llama.logits(ids) for ids in IDS])
     wanted = models.logits_of(model, IDS).numpy()
     assert llama_cpp.agreement(logits, wanted) >= 0.99
@@ -200,6 +239,15 @@ REFUSED = {
     "rope": ("mixtral", dict(rope_parameters=models.rope(kind="dynamic", factor=2.0)), ["rope scaling", "llama"]),
     "yarn's range": ("mixtral", dict(rope_parameters=dict(YARN, beta_fast=16)), ["beta_fast 16"]),
     "bias": ("qwen3_moe", dict(mlp_only_layers=[], attention_bias=True), ["o_proj.bias"]),
+    "groups": ("deepseek_v2", {}, ["group_limited_greedy"]),
+    "clamped activation": ("gpt_oss", {}, ["swiglu_limit is 2"]),
+    "layers with windows": ("gpt_oss", dict(swiglu_limit=7.0, layer_types=["sliding_attention"] * 4), ["layer 1 looks back 9"]),
+    "key heads": ("dots1", dict(sliding_window=None), ["num_key_value_heads is 2"]),
+    "dense layers between": ("ernie4_5_moe", {}, ["layer 2 has no experts"]),
+    "delta net's heads": ("qwen3_next", dict(mlp_only_layers=[]), ["linear_key_head_dim is 7", "linear_value_head_dim 9"]),
+    "delta net's norm": ("qwen3_5_moe", dict(linear_value_head_dim=7), ["rms_norm_eps is 0.001"]),
+    "chunks": ("llama4", {}, ["attention_chunk_size", "chunks of 16"]),
+    "norm by number of experts": ("llama4", dict(LLAMA4, no_rope_layer_interval=4), ["use_qk_norm is false", "128", "here are 7"]),
     "no architecture": ("pangu_pro_moe", {}, ["llama.cpp does not have", "qwen3_moe"]),
 }
 

@@ -19,9 +19,9 @@ FAMILIES = ["deepseek_v3", "glm4_moe", "qwen3_next"]
 class Mtp:
     """A checkpoint with one block more, and the block as transformers builds it."""
 
-    def __init__(self, folder, family):
+    def __init__(self, folder, family, **changes):
         self.family, self.folder = family, folder
-        self.model = models.make(folder / "m", family)
+        self.model = models.make(folder / "m", family, **changes)
         decoder = self.model.model.layers[-1]
         norm = type(self.model.model.norm)
         config = self.model.config
