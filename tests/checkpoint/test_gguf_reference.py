@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import resource
+import struct
 import subprocess
 
 import gguf
@@ -139,3 +141,33 @@ def test_big_endian_files_are_refused(tmp_path):
     write(tmp_path / "big.gguf", endianess=gguf.GGUFEndian.BIG)
     result = probe("open", tmp_path / "big.gguf")
     assert result.returncode == 3 and "big-endian" in result.stderr
+
+
+def test_memory_stays_within_the_size_of_the_file(tmp_path):
+    """Small files, and a sparse one, that ask for gigabytes, in a process that may take 192 MiB of addresses."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (192 << 20, 192 << 20))
+
+    def opened(name, data, file_bytes=0):
+        (tmp_path / name).write_bytes(data)
+        if file_bytes:
+            os.truncate(tmp_path / name, file_bytes)
+        return probe("open", tmp_path / name, preexec_fn=limited)
+
+    def head(tensors, keys):
+        return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys)
+
+    key = struct.pack("<Q", 1) + b"k"
+    write(tmp_path / "good.gguf")
+    assert opened("good", (tmp_path / "good.gguf").read_bytes()).returncode == 0
+    for name, data in {
+        "keys": head(0, 2**32), "tensors": head(2**32, 0),
+        "string": head(0, 1) + key + struct.pack("<IQ", 8, 61 << 30),
+        "numbers": head(0, 1) + key + struct.pack("<IIQ", 9, 0, 61 << 30),
+        "strings": head(0, 1) + key + struct.pack("<IIQ", 9, 8, 2**32),
+        "name": head(1, 0) + struct.pack("<Q", 61 << 30) + bytes(40),
+    }.items():  # fmt: skip
+        for file_bytes in (0, 1 << 40):
+            refused = opened(name, data, file_bytes)
+            assert refused.returncode == 3 and f"{name}: " in refused.stderr, refused
