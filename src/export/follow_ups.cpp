@@ -60,9 +60,9 @@ std::string ranks_comment(const ServedModel& model, const std::string& runtime, 
 struct Service {
   std::string name;      ///< "vLLM 0.33.0"
   RuntimeCheck check;
-  std::string commands;
+  std::string commands;  ///< empty: none, whatever the rules say
 
-  bool works() const { return !check.refused(); }
+  bool works() const { return !check.refused() && !commands.empty(); }
 };
 
 std::string gguf_type(const Model& model) {
@@ -73,6 +73,11 @@ std::string gguf_type(const Model& model) {
     return weight.values()->dtype == Dtype::f16 ? "f16" : "bf16";
   }
   return "bf16";
+}
+
+std::string gguf_commands(const FollowUps& of) {
+  if (!of.values_known()) return {};
+  return fmt::format("\nmoetrim export FOLDER --format gguf --dtype {} -o model.gguf\nllama-server -m model.gguf\n", gguf_type(of.model));
 }
 
 std::array<Service, 3> services(const FollowUps& of) {
@@ -87,8 +92,7 @@ std::array<Service, 3> services(const FollowUps& of) {
           service("SGLang", "sglang",
                   fmt::format("{}\npython -m sglang.launch_server --model-path FOLDER{}\n",
                               ranks_comment(model, "sglang", "--tp-size", "and as many with --ep-size"), code)),
-          service("llama.cpp", "llama.cpp",
-                  fmt::format("\nmoetrim export FOLDER --format gguf --dtype {} -o model.gguf\nllama-server -m model.gguf\n", gguf_type(of.model)))};
+          service("llama.cpp", "llama.cpp", gguf_commands(of))};
 }
 
 std::string serve(const std::array<Service, 3>& services) {
@@ -126,8 +130,10 @@ std::string evaluate(const FollowUps& of, bool vllm) {
   return "## Evaluate\n\nAgainst the source, whose folder is BASE:\n\n```sh\n# lm-eval 0.4.13\n" +
          line("FOLDER", of.runs_code() || of.tokenizer.own_code, "results/pruned") +
          line(known.find('/') == known.npos ? "BASE" : known, sources_code || of.tokenizer.own_code, "results/source") +
-         "# loss, KL and agreement on tasks of your own, a demonstration a line\n"
-         "moetrim evaluate FOLDER --against BASE --task TASK.jsonl\n```\n\n";
+         (of.values_known() ? "# loss, KL and agreement on tasks of your own, a demonstration a line\n"
+                              "moetrim evaluate FOLDER --against BASE --task TASK.jsonl\n"
+                            : "") +
+         "```\n\n";
 }
 
 }  // namespace
@@ -147,6 +153,8 @@ TokenizerFacts tokenizer_facts(const Checkpoint& source) {
   }
   return facts;
 }
+
+bool FollowUps::values_known() const { return dequantised || model.quantisation.obstacle.empty(); }
 
 bool FollowUps::runs_code() const {
   return listed || check_runtime(served(*this), parse_runtime("transformers")).refused();

@@ -28,6 +28,8 @@ struct FollowUps {
 
   /// Whether transformers has to run Python code out of the folder: ours, or the source's where transformers has no class for it.
   bool runs_code() const;
+  /// Whether moetrim can compute with the weights: else it neither evaluates nor converts them.
+  bool values_known() const;
   /// Sections "Serve" and "Evaluate". The folder is called FOLDER, and the source BASE where it has no name on the hub.
   std::string text() const;
 };

@@ -88,6 +88,16 @@ TEST_CASE("the card says where the source's own code is needed", "[export]") {
                        Contains("pretrained=org/Pangu,dtype=auto,trust_remote_code=True") && !Contains("vllm serve"));
 }
 
+TEST_CASE("the card has no commands of ours for weights whose values nobody can compute", "[export]") {
+  TempFolder folder;
+  write_tiny_checkpoint(folder / "m", {});
+  const Checkpoint source = Checkpoint::open(folder / "m");
+  Model model = describe(source);
+  const Plan plan = plan_keeping(model, {{0, 1, 2}});
+  model.quantisation.obstacle = "a transform rotates activations";
+  CHECK_THAT(model_card(model, plan, {}, {}, "1.2.3"), Contains("vllm serve") && !Contains("moetrim e") && !Contains("llama-server"));
+}
+
 TEST_CASE("the card's commands follow tokenizer, context and type", "[export]") {
   TempFolder folder;
   const TinyModel tiny{.dtype = Dtype::f32};
