@@ -166,7 +166,7 @@ def test_llama_cpp_computes_what_transformers_computes(files, name, monkeypatch)
     model, folder = files[name]
     if name == "phimoe":
         as_llama_cpp_has_phimoe(monkeypatch)
-    with llama_cpp.Model(folder / "ours-f32.gguf", threads=1) as llama:
+    with llama_cpp.Model(folder / "ours-f32.gguf") as llama:
         logits = np.concatenate([llama.logits(ids) for ids in IDS])
     wanted = models.logits_of(model, IDS).numpy()
     assert llama_cpp.agreement(logits, wanted) >= 0.99
@@ -182,13 +182,13 @@ def test_types_are_those_of_the_converter(files, dtype):
     assert ours.tensors["blk.0.ffn_down_exps.weight"].tensor_type.name == ("BF16" if dtype == "bf16" else "F16")
 
 
-def hand_plan(folder, keep, **more):
-    """The same slots in every MoE layer."""
+def hand_plan(folder, keep, dense=0, **more):
+    """The same slots in every layer, but for `dense` ones at the beginning."""
     is_a = moetrim_json("inspect", folder / "m")
     config = json.loads((folder / "m/config.json").read_text())
     plan = dict(format="moetrim-plan", version=1, method="by hand", variant="executed", checkpoint_fingerprint=is_a["fingerprint"],
                 family=is_a["family"], experts=is_a["experts"], keep=len(keep), experts_per_token=is_a["experts_per_token"],
-                layers=[dict(layer=layer, keep=keep, unseen=0, unseen_kept=0) for layer in range(config["num_hidden_layers"])],
+                layers=[dict(layer=layer, keep=keep, unseen=0, unseen_kept=0) for layer in range(dense, config["num_hidden_layers"])],
                 protect=[], source={}, **more)
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder / "plan.json"
@@ -214,13 +214,30 @@ def test_pruning_on_the_way_is_rewriting_before(tmp_path):
     assert not on_the_way.differences(File(tmp_path / "per-expert/on-the-way.gguf"))
     printed = export(folder / "m", folder / "split.gguf", "--plan", plan, "--shard-size", "20KB")
     assert printed["files"][0].endswith("split-00001-of-%05d.gguf" % len(printed["files"])) and len(printed["files"]) > 3
+    for file in (printed["files"][0], folder / "on-the-way.gguf"):
+        assert moetrim_json("verify", file)["errors"] == 0
     with llama_cpp.Model(printed["files"][0]) as split, llama_cpp.Model(folder / "on-the-way.gguf") as whole:
         assert np.array_equal(split.logits(IDS[0]), whole.logits(IDS[0]))
 
 
-@pytest.mark.parametrize("family, method", [("qwen3_moe", "fp8 blocks"), ("qwen3_moe", "awq")])
+@pytest.mark.parametrize("family, keep, dense", [("deepseek_v3", [0, 3, 4, 6, 7, 9, 10, 12, 14], 1), ("gpt_oss", [7, 0, 2, 5], 0)])
+def test_pruning_on_the_way_takes_biases_and_groups_along(family, keep, dense, tmp_path):
+    models.make(tmp_path / "m", family, **(dict(swiglu_limit=7.0) if family == "gpt_oss" else {}))
+    plan = hand_plan(tmp_path, keep, dense, **(dict(order="free") if family == "gpt_oss" else
+                                               dict(groups=dict(count=3, chosen=2, rule="top2"))))
+    moetrim("rewrite", tmp_path / "m", "--plan", plan, "-o", tmp_path / "pruned")
+    export(tmp_path / "pruned", tmp_path / "after.gguf")
+    export(tmp_path / "m", tmp_path / "on-the-way.gguf", "--plan", plan)
+    after, on_the_way = File(tmp_path / "after.gguf"), File(tmp_path / "on-the-way.gguf")
+    assert not after.differences(on_the_way)
+    sizes = {key for key in after.keys if key.split(".")[0] == after.keys["general.architecture"]}
+    assert len(sizes) > 15 and all(after.keys[key] == on_the_way.keys[key] for key in sizes)
+
+
+@pytest.mark.parametrize("family, method", [("qwen3_moe", "fp8 blocks"), ("qwen3_moe", "awq"), ("deepseek_v3", "fp8 blocks")])
 def test_quantised_weights_are_dequantised(family, method, tmp_path):
-    model = models.make(tmp_path / "m", family, initializer_range=0.1, mlp_only_layers=[], **SIZES[family])
+    changes = dict(mlp_only_layers=[]) if family == "qwen3_moe" else {}
+    model = models.make(tmp_path / "m", family, initializer_range=0.1, **changes, **SIZES[family])
     quantise.quantise(tmp_path / "m", method, model)
     export(tmp_path / "m", tmp_path / "codes.gguf")
     model.save_pretrained(tmp_path / "values")
@@ -229,6 +246,21 @@ def test_quantised_weights_are_dequantised(family, method, tmp_path):
     assert codes.tensors.keys() == values.tensors.keys()
     for name, tensor in values.tensors.items():
         assert np.array_equal(codes.tensors[name].data, tensor.data), name  # but for the sign of zeros
+
+
+def test_mxfp4_stays_mxfp4(tmp_path):
+    """Which llama.cpp multiplies with states rounded to 8 bits."""
+    model = models.make(tmp_path / "m", "gpt_oss", initializer_range=0.1, swiglu_limit=7.0, **SIZES["gpt_oss"])
+    quantise.mxfp4(tmp_path / "m", model)
+    llama_cpp.convert(dict(folder=tmp_path / "m", out=tmp_path / "theirs.gguf", outtype="bf16", vocabulary="none"))
+    export(tmp_path / "m", tmp_path / "ours.gguf", dtype="bf16")
+    ours, theirs = File(tmp_path / "ours.gguf"), File(tmp_path / "theirs.gguf")
+    assert not ours.differences(theirs)
+    assert ours.keys["general.file_type"] == theirs.keys["general.file_type"]
+    assert ours.tensors["blk.3.ffn_up_exps.weight"].tensor_type.name == "MXFP4"
+    with llama_cpp.Model(tmp_path / "ours.gguf") as llama:
+        logits = np.concatenate([llama.logits(ids) for ids in IDS])
+    assert llama_cpp.divergence(logits, models.logits_of(model, IDS).numpy()) <= 1e-3
 
 
 REFUSED = {
@@ -248,6 +280,7 @@ REFUSED = {
     "delta net's norm": ("qwen3_5_moe", dict(linear_value_head_dim=7), ["rms_norm_eps is 0.001"]),
     "chunks": ("llama4", {}, ["attention_chunk_size", "chunks of 16"]),
     "norm by number of experts": ("llama4", dict(LLAMA4, no_rope_layer_interval=4), ["use_qk_norm is false", "128", "here are 7"]),
+    "context": ("mixtral", dict(max_position_embeddings=1 << 32), ["llama.context_length: 4294967296"]),
     "no architecture": ("pangu_pro_moe", {}, ["llama.cpp does not have", "qwen3_moe"]),
 }
 
