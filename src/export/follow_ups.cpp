@@ -62,7 +62,11 @@ struct Service {
   RuntimeCheck check;
   std::string commands;  ///< empty: none, whatever the rules say
 
-  bool works() const { return !check.refused() && !commands.empty(); }
+  /// Findings come in the order of their severity.
+  bool works() const {
+    const bool exact = check.findings.empty() || check.findings.front().severity == Severity::slower;
+    return exact && !commands.empty();
+  }
 };
 
 std::string gguf_type(const Model& model) {

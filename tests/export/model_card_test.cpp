@@ -98,6 +98,22 @@ TEST_CASE("the card has no commands of ours for weights whose values nobody can 
   CHECK_THAT(model_card(model, plan, {}, {}, "1.2.3"), Contains("vllm serve") && !Contains("moetrim e") && !Contains("llama-server"));
 }
 
+TEST_CASE("the card offers no runtime that computes something else", "[export]") {
+  TempFolder folder;
+  const TinyModel tiny{.family = "deepseek_v2", .experts = 6};
+  write_tiny_checkpoint(folder / "m", tiny);
+  auto config = tiny::config(tiny);
+  for (const auto& [key, value] : {std::pair("n_group", 3), std::pair("topk_group", 2)}) config[key] = value;
+  config["topk_method"] = "group_limited_greedy";
+  write_text(folder / "m/config.json", config.dump());
+  const Checkpoint source = Checkpoint::open(folder / "m");
+  const Model model = describe(source);
+  Plan plan = plan_keeping(model, {{0, 1, 2, 3, 4, 5}});
+  plan.groups = {.count = 3, .chosen = 2, .rule = "max"};
+  CHECK_THAT(model_card(model, plan, {}, {}, "1.2.3"),
+             Contains("vllm serve") && !Contains("llama-server") && Contains("- llama.cpp 0.5.0 computes something else: "));
+}
+
 TEST_CASE("the card's commands follow tokenizer, context and type", "[export]") {
   TempFolder folder;
   const TinyModel tiny{.dtype = Dtype::f32};
