@@ -64,7 +64,7 @@ struct Service {
 
   /// Findings come in the order of their severity.
   bool works() const {
-    const bool exact = check.findings.empty() || check.findings.front().severity == Severity::slower;
+    const bool exact = check.findings.empty() || check.findings.front().severity == RuleSeverity::slower;
     return exact && !commands.empty();
   }
 };
