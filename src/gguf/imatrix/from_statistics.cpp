@@ -71,10 +71,13 @@ std::optional<LinearInput> input_of(Role role, const GgufPlannedTensor& tensor) 
   }
 }
 
+using Columns = std::shared_ptr<const std::vector<std::uint32_t>>;
+
 /// Where an entry's values come from.
 struct Source {
   int layer = 0;
   LinearInput input = LinearInput::attention;
+  Columns columns;  ///< in the order of the file; null: as they were measured
 };
 
 /// The statistics of the layer in work: entries come layer by layer.
@@ -139,7 +142,7 @@ ImatrixValues values_of(const ImatrixEntry& entry, const std::vector<double>& sq
 bool is_quantised(const GgufPlannedTensor& tensor) {
   const std::string& name = tensor.spec.name;
   const auto says = [&](std::string_view part) { return name.find(part) != std::string::npos; };
-  return tensor.spec.shape.size() > 1 && name.ends_with(".weight") && !says("_norm") && !says("token_embd") &&
+  return tensor.spec.shape.size() > 1 && name.ends_with(".weight") && !says("_norm") && !says("token_embd") && !says("embed_tokens") &&
          !says("conv1d");
 }
 
@@ -149,6 +152,15 @@ ImatrixEntry entry_of(const GgufPlannedTensor& tensor, LinearInput input) {
   // Heads that a matrix each belongs to share a count.
   if (!is_of_experts(input) && shape.size() > 2) entry.inputs *= shape[2];
   return entry;
+}
+
+/// The sums of a matrix whose columns are written in another order.
+void reorder(std::vector<float>& sums, const Columns& columns, const std::string& tensor) {
+  if (columns == nullptr) return;
+  if (columns->size() != sums.size()) throw Error("columns of stacked matrices were to be reordered: " + tensor);
+  std::vector<float> ordered;
+  for (const std::uint32_t column : *columns) ordered.push_back(sums.at(column));
+  sums = std::move(ordered);
 }
 
 void check_checkpoint(const Model& model, const ImatrixRequest& request, const StatisticsManifest& manifest) {
@@ -184,7 +196,7 @@ Imatrix imatrix_of_statistics(const Model& model, const ImatrixRequest& request)
       if (is_quantised(tensor)) missing.push_back(tensor.spec.name);
       continue;
     }
-    found.emplace(tensor.spec.name, std::pair{entry_of(tensor, *input), Source{layer, *input}});
+    found.emplace(tensor.spec.name, std::pair{entry_of(tensor, *input), Source{layer, *input, tensor.columns}});
   }
 
   Imatrix out{.datasets = {}, .chunk_count = 0, .chunk_size = kChunkTokens, .entries = {}, .values = {}};
@@ -206,8 +218,10 @@ Imatrix imatrix_of_statistics(const Model& model, const ImatrixRequest& request)
   out.values = [reader, tasks, sources = std::move(sources), entries = out.entries](std::size_t i) {
     const LinearInputs& layer = reader->layer(sources[i].layer);
     const bool of_experts = is_of_experts(sources[i].input);
-    return values_of(entries[i], layer.of(sources[i].input), of_experts ? layer.routed : layer.tokens,
-                     static_cast<std::size_t>(layer.tasks), tasks);
+    ImatrixValues values = values_of(entries[i], layer.of(sources[i].input), of_experts ? layer.routed : layer.tokens,
+                                     static_cast<std::size_t>(layer.tasks), tasks);
+    reorder(values.sums, sources[i].columns, entries[i].name);
+    return values;
   };
   return out;
 }
