@@ -1,5 +1,5 @@
-// DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Moonlight. Latent attention is written as llama.cpp computes it: one key-value head of the
-// latent vector, queries taken there by k_b, values brought back by v_b.
+// DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Moonlight. Latent attention is written as llama.cpp computes it: one key-value head, the
+// latent vector; queries are taken there by k_b, and what they find is brought back by v_b.
 
 #include <cmath>
 
@@ -29,8 +29,8 @@ void add_query_rank(const GgufSource& source, GgufKeys& keys) {
   const Model& model = *source.model;
   const bool lite = model.layers == 26 || model.layers == 27 || (model.layers == 48 && model.vocabulary == 128256);
   if (lite && model.latent.query_rank > 0) {
-    source.refuse(fmt::format("q_lora_rank is {}; llama.cpp takes a deepseek2 of {} layers for one without", model.latent.query_rank,
-                              model.layers));
+    source.refuse(fmt::format("q_lora_rank is {}; llama.cpp takes a deepseek2 of {} layers for one without",
+                              model.latent.query_rank, model.layers));
   }
   keys.whole("attention.q_lora_rank", model.latent.query_rank);
 }

@@ -10,8 +10,8 @@ namespace {
 void more(const GgufSource& source, GgufKeys& keys) {
   const Model& model = *source.model;
   if (model.key_value_heads != model.heads) {
-    source.refuse(fmt::format("num_key_value_heads is {} beside {} heads; llama.cpp's dots1 has as many of them", model.key_value_heads,
-                              model.heads));
+    source.refuse(fmt::format("num_key_value_heads is {} beside {} heads; llama.cpp's dots1 has as many of them",
+                              model.key_value_heads, model.heads));
   }
   if (model.shared_width == 0) source.refuse("there are no shared experts; llama.cpp's dots1 has some");
   add_leading_dense(source, keys);

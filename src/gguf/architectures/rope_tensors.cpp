@@ -2,9 +2,12 @@
 
 #include "gguf/architectures/rope_tensors.h"
 
-#include <cmath>
+#include <algorithm>
+#include <array>
+#include <numeric>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace moetrim::gguf_list {
 
@@ -33,6 +36,25 @@ void add_longrope_factors(const gguf_detail::GgufSource& source, gguf_detail::Gg
                                       std::pair("rope_factors_short.weight", &rope.short_factors)}) {
     keys.tensors.push_back({.name = name, .values = {factors->begin(), factors->end()}});
   }
+}
+
+void add_rope_sections(const gguf_detail::GgufSource& source, gguf_detail::GgufKeys& keys, std::vector<std::int32_t> usual) {
+  constexpr std::size_t kSections = 4;  // pairs of the last one are not rotated
+  const auto* rope = source.find(std::array<std::string_view, 2>{"rope_parameters", "rope_scaling"});
+  const auto found = rope == nullptr || !rope->is_object() ? nlohmann::ordered_json()
+                                                           : rope->value("mrope_section", nlohmann::ordered_json());
+  const auto is_count = [](const auto& n) { return n.is_number_unsigned() && n.template get<std::uint64_t>() < 65536; };
+  if (found.is_array() && found.size() < kSections && std::ranges::all_of(found, is_count)) {
+    usual = found.get<std::vector<std::int32_t>>();
+  } else if (!found.is_null() || usual.empty()) {
+    source.refuse("rope_scaling: expected mrope_section, up to three whole numbers");
+  }
+  const std::int64_t pairs = source.model->rope.dimensions / 2;
+  if (std::accumulate(usual.begin(), usual.end(), std::int64_t{0}) != pairs) {
+    source.refuse(fmt::format("mrope_section {} does not add up to the {} pairs that are rotated", fmt::join(usual, ", "), pairs));
+  }
+  usual.resize(kSections);
+  keys.wholes("rope.dimension_sections", usual);
 }
 
 }  // namespace moetrim::gguf_list

@@ -19,8 +19,8 @@ inline void add_gating(const GgufSource& source, GgufKeys& keys) {
 inline void add_groups(const GgufSource& source, GgufKeys& keys) {
   const bool restricted = source.groups_chosen < source.groups;
   if (restricted && source.model->group_rule == GroupRule::max) {
-    source.refuse("topk_method group_limited_greedy rates a group of experts by its best one, llama.cpp by the sum of its two best; "
-                  "it would route to others");
+    source.refuse("topk_method group_limited_greedy rates a group of experts by its best one, llama.cpp by the sum of its two "
+                  "best; it would route to others");
   }
   keys.whole("expert_group_count", restricted ? source.groups : 1);
   keys.whole("expert_group_used_count", restricted ? source.groups_chosen : 1);
@@ -32,8 +32,8 @@ inline void add_leading_dense(const GgufSource& source, GgufKeys& keys) {
   const auto first = std::ranges::find(layers, true, &LayerTensors::sparse);
   const auto dense = std::find_if(first, layers.end(), [](const LayerTensors& layer) { return !layer.sparse; });
   if (dense != layers.end()) {
-    source.refuse(fmt::format("layer {} has no experts, but layer {} before it has; in llama.cpp all layers from the first one with "
-                              "experts on have some", dense - layers.begin(), first - layers.begin()));
+    source.refuse(fmt::format("layer {} has no experts, but layer {} before it has; in llama.cpp all layers have some from the "
+                              "first one on that has", dense - layers.begin(), first - layers.begin()));
   }
   keys.whole("leading_dense_block_count", first - layers.begin());
 }

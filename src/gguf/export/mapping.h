@@ -28,7 +28,8 @@ enum class GgufOperation : std::uint8_t {
   negated_exponential,  ///< -exp(x): of a logarithm of decay
   latent_key,           ///< of kv_b_proj: the keys' rows of every head, transposed
   latent_value,         ///< the values' rows of every head
-  delta_qkv, delta_z,   ///< of a gated delta net's grouped projection: rows of all heads' queries, then keys, then values; of z
+  // Of a gated delta net's grouped projection: the rows of all heads' queries, then keys, then values; and of z.
+  delta_qkv, delta_z,
   // Value heads of a gated delta net that share a key head are neighbours; here they go round the key heads in turn.
   tiled_rows, tiled_decay,  ///< as they are, and as -exp(x)
   tiled_qkv,                ///< behind the rows of queries and keys; dimensions of length 1 go

@@ -33,7 +33,8 @@ bool has_mxfp4_blocks(const Model& model, const Weight& weight) {
   return stored.packing.kind == PackingKind::mxfp4 && !stored.transposed;
 }
 
-void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::SlabReader& slabs, std::vector<std::byte>& out) {
+void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::SlabReader& slabs,
+                       std::vector<std::byte>& out) {
   StoredMatrix stored = stored_matrix(model, *slab.weight);
   slabs.read_parts(*slab.weight, slab.expert, stored.parts);
   const std::byte* codes = stored.parts[Part::values]->bytes;
@@ -46,8 +47,8 @@ void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::
     const std::size_t first = (slab.rows ? (*slab.rows)[row] : row) * blocks;
     for (std::size_t block = first; block < first + blocks; ++block, to += kBlockBytes) {
       if (scales[block] == std::byte{0xFF}) {
-        throw InvalidInput(fmt::format("tensor {}: number {} of this scale is no number (NaN); the file is damaged, download it again",
-                                       stored.parts[Part::scale]->name, block));
+        throw InvalidInput(fmt::format("tensor {}: number {} of this scale is no number (NaN); the file is damaged, download it "
+                                       "again", stored.parts[Part::scale]->name, block));
       }
       put_block(codes + block * kCodeBytes, scales[block], to);
     }

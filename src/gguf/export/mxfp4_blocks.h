@@ -14,6 +14,7 @@ bool has_mxfp4_blocks(const Model& model, const Weight& weight);
 
 /// Rows of one slab.
 /// @throws InvalidInput for a scale that is no number.
-void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::SlabReader& slabs, std::vector<std::byte>& out);
+void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::SlabReader& slabs,
+                       std::vector<std::byte>& out);
 
 }  // namespace moetrim::gguf_detail

@@ -54,7 +54,8 @@ RowList delta_qkv(const DeltaGroup& group) {
 }
 
 RowList delta_z(const DeltaGroup& group) {
-  return list(group.heads * group.values, [&](std::int64_t i) { return group.row(i, 2 * group.key + group.values, group.values); });
+  const std::int64_t begin = 2 * group.key + group.values;
+  return list(group.heads * group.values, [&](std::int64_t i) { return group.row(i, begin, group.values); });
 }
 
 /// The first `before` of `count` stay; the others belong to value heads in equal parts.
