@@ -34,8 +34,11 @@ for format in "${formats[@]}"; do
 done
 for format in "${formats[@]}"; do
   mkdir -p "build/fuzz/$format"
-  echo "fuzzing $format for $seconds seconds" >&2
+  echo "fuzzing $format for $seconds seconds; build/fuzz/$format.log tells how it goes" >&2
+  status=0
   "build/fuzz/fuzz_$format" -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -malloc_limit_mb=256 \
     -use_value_profile=1 -print_final_stats=1 -artifact_prefix="build/fuzz/$format-" \
-    "build/fuzz/$format" "tests/fuzz/seeds/$format"
+    "build/fuzz/$format" "tests/fuzz/seeds/$format" >"build/fuzz/$format.log" 2>&1 || status=$?
+  grep -E "DONE|Done|stat::|ERROR|SUMMARY|Test unit written" "build/fuzz/$format.log" || tail "build/fuzz/$format.log"
+  [ "$status" = 0 ] || exit "$status"
 done
