@@ -1,10 +1,10 @@
-// The tokenizer of a Hugging Face checkpoint as the metadata that llama.cpp reads: byte-level BPE and SentencePiece's BPE, from
-// tokenizer.json and the small files around it.
+// The tokenizer of a Hugging Face checkpoint as the metadata that llama.cpp reads: byte-level BPE and SentencePiece's BPE,
+// from tokenizer.json and the small files around it.
 //
 // llama.cpp does not read the regular expressions of a tokenizer.json. It knows pre-tokenizers by name ("qwen2"), and splits
 // text by what it has built in under that name. The name is found here by the shape of the tokenizer: the steps of its
-// pre-tokenizer, with their expressions, and whether it takes words that are tokens whole. A shape that llama.cpp has no name
-// for is refused.
+// pre-tokenizer, with their expressions, and whether it takes words that are tokens whole. A shape that llama.cpp has no
+// name for is refused.
 //
 // Source: llama.cpp release v0.5.0 (src/llama-vocab.cpp; the metadata as its converter writes it), and what transformers and
 // the tokenizers library make of the same files. See docs/gguf.md.
@@ -39,7 +39,8 @@ struct GgufTokenizer {
 
 /// @param vocabulary    rows of the embedding; tokens that the tokenizer does not have are filled in as unused ones
 /// @param pretokenizer  llama.cpp's name where the shape has none (`export --pretokenizer NAME`); empty: by the shape
-/// @throws InvalidInput naming the file and the field, also for a tokenizer that llama.cpp cannot have, with what to do.
+/// @throws InvalidInput naming the file and the field, also for a tokenizer that llama.cpp cannot have, with what to do;
+///         UsageError for a name that llama.cpp does not have.
 GgufTokenizer gguf_tokenizer(const Checkpoint& checkpoint, std::int64_t vocabulary, std::string_view pretokenizer = {});
 
 }  // namespace moetrim

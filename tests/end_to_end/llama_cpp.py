@@ -168,7 +168,8 @@ def text_of(call, size: int = 1 << 16) -> str:
 
 
 class Model:
-    """A model, or its vocabulary alone; LlamaError has llama.cpp's own words. Of several threads those that wait keep a core busy."""
+    """A model, or its vocabulary alone; LlamaError has llama.cpp's own words. Of several threads those that wait keep cores
+    busy."""
 
     def __init__(self, path, vocab_only: bool = False, threads: int = 1):
         self.library = library()

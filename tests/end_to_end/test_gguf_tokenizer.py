@@ -1,4 +1,4 @@
-"""Tokenizers in exported GGUF files: llama.cpp gives the ids that the tokenizers library gives, for every pre-tokenizer we name.
+"""Tokenizers in exported GGUF files: llama.cpp gives the ids that the tokenizers library gives, by every name we know.
 
 The vocabularies are trained here on text that no pre-tokenizer has split, so that merges reach over every place where one
 could: whatever llama.cpp splits elsewhere shows as other ids.
@@ -151,6 +151,7 @@ def test_ids_of_every_pretokenizer(name, trained, export):
         for text in texts:
             assert model.tokenize(text) == theirs.encode(text).ids, text
     assert ("not quite the tokenizer's" in notes) == (name in ("gpt-4o", "kimi-k2", "deepseek-llm"))
+    assert "no file says which token ends a text" in notes
 
 
 # --- What stands beside the vocabulary ---
@@ -214,7 +215,7 @@ def test_special_tokens_and_templates(chat, export):
 
 
 def test_keys_equal_those_of_llama_cpps_converter(chat, export, tmp_path):
-    """Of the demo model and of the tokenizer above; the names of pre-tokenizers are given, since it knows published ones alone."""
+    """Of the demo model and the tokenizer above; pre-tokenizers are named to it, since it knows published tokenizers alone."""
     tokenizer, files, _ = chat
     file, _ = export(tokenizer, files=files)
     moetrim("export", ROOT / "demo/model", "--format", "gguf", "-o", tmp_path / "demo.gguf")
@@ -232,7 +233,7 @@ def test_keys_equal_those_of_llama_cpps_converter(chat, export, tmp_path):
 
 
 def sentencepiece(prepend=True):
-    """A tokenizer.json as transformers makes it of a SentencePiece model: all ways to join a token are merges, by its score."""
+    """A tokenizer.json as transformers makes it of a SentencePiece model: all ways to join a token are merges, by score."""
     pieces = sorted({c for text in TEXTS for c in text.replace(" ", "▁")} - {"\n", "é"})
     trained = Tokenizer(tokenizer_models.BPE())
     trained.train_from_iterator([t.replace(" ", "▁") for t in TEXTS] * 3, trainers.BpeTrainer(
@@ -309,6 +310,7 @@ def test_what_is_refused(trained, export, tmp_path):
     unknown = broken(good)["unknown expression"][0]
     assert metadata(export(unknown, "--pretokenizer", "gpt-2")[0])["tokenizer.ggml.pre"] == "gpt-2"
     assert metadata(export(unknown, "--no-tokenizer")[0])["tokenizer.ggml.model"] == "none"
+    assert 'did you mean "gpt-2"' in export(unknown, "--pretokenizer", "gpt2", code=2)
     for name, files, message in [("template", {"tokenizer_config.json": {"chat_template": 3}}, "chat_template is neither"),
                                  ("id", {"generation_config.json": {"eos_token_id": 99999}}, "eos_token_id: 99999 is no token")]:
         assert message in export(good, code=3, files=files), name

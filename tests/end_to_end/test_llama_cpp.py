@@ -1,4 +1,4 @@
-"""The shipped model in llama.cpp: the same probabilities, losses and answers as ours, whole and pruned in each of three ways."""
+"""The shipped model in llama.cpp: the same probabilities, losses and answers as ours, whole and pruned in three ways."""
 import json
 import subprocess
 

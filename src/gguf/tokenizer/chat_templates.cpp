@@ -27,7 +27,9 @@ using Templates = std::map<std::string, std::string>;  ///< by name; "default" i
 void add(Templates& templates, std::string name, std::string text, const fs::path& file) {
   // Keys have letters and digits; llama.cpp's converter replaces the rest alike.
   std::ranges::replace_if(name, [](unsigned char c) { return std::isalnum(c) == 0; }, '_');
-  if (!checkpoint_detail::is_utf8(text)) throw InvalidInput(fmt::format("{}: the chat template {} is not UTF-8", file.string(), name));
+  if (!checkpoint_detail::is_utf8(text)) {
+    throw InvalidInput(fmt::format("{}: the chat template {} is not UTF-8", file.string(), name));
+  }
   if (!templates.emplace(name, std::move(text)).second) {
     throw InvalidInput(fmt::format("{}: two chat templates are named {}; remove one", file.string(), name));
   }
@@ -41,8 +43,13 @@ void add_from_json(const Json& holder, const fs::path& file, Templates& template
     return entry.is_object() && entry.contains("name") && entry["name"].is_string() && entry.contains("template") &&
            entry["template"].is_string() && !entry["name"].get_ref<const std::string&>().empty();
   });
-  if (!listed) throw InvalidInput(fmt::format("{}: chat_template is neither a string nor a list of named templates", file.string()));
-  for (const Json& entry : *found) add(templates, entry["name"].get<std::string>(), entry["template"].get<std::string>(), file);
+  if (!listed) {
+    throw InvalidInput(
+        fmt::format("{}: chat_template is neither a string nor a list of named templates", file.string()));
+  }
+  for (const Json& entry : *found) {
+    add(templates, entry["name"].get<std::string>(), entry["template"].get<std::string>(), file);
+  }
 }
 
 Templates template_files(const fs::path& folder) {
@@ -58,7 +65,8 @@ Templates template_files(const fs::path& folder) {
   if (!fs::is_directory(further)) return templates;
   for (const auto& entry : fs::directory_iterator(further)) {
     if (entry.path().extension() != ".jinja") continue;
-    add(templates, entry.path().stem().string(), checkpoint_detail::read_text(entry.path(), kMaxTemplateBytes), entry.path());
+    const fs::path& file = entry.path();
+    add(templates, file.stem().string(), checkpoint_detail::read_text(file, kMaxTemplateBytes), file);
   }
   return templates;
 }
@@ -75,7 +83,8 @@ void add_chat_templates(const fs::path& folder, const Json& config, GgufMetadata
     keys.set("tokenizer.chat_template." + name, std::move(text));
   }
   if (!names.empty()) keys.set("tokenizer.chat_templates", GgufArray::of_texts(std::move(names)));
-  if (const auto plain = templates.find("default"); plain != templates.end()) keys.set("tokenizer.chat_template", plain->second);
+  const auto plain = templates.find("default");
+  if (plain != templates.end()) keys.set("tokenizer.chat_template", std::move(plain->second));
 }
 
 }  // namespace moetrim::gguf_detail

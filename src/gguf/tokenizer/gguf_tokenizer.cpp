@@ -119,11 +119,13 @@ std::string_view key_of_role(std::string_view role) {
 void check_normalizer(const TokenizerJson& tokenizer, std::vector<std::string>& notes) {
   const auto normalizer = tokenizer.rest.find("normalizer");
   if (normalizer == tokenizer.rest.end() || normalizer->is_null()) return;
-  const bool sequence = normalizer->is_object() && normalizer->contains("normalizers") && (*normalizer)["normalizers"].is_array();
+  const bool sequence = normalizer->is_object() && normalizer->contains("normalizers");
   for (const Json& step : sequence ? (*normalizer)["normalizers"] : Json::array({*normalizer})) {
     if (!step.is_object() || !step.contains("type") || step["type"] != "NFC") {
-      throw InvalidInput(fmt::format("{}: normalizer: llama.cpp does not do {}; leave the tokenizer out (--no-tokenizer)",
-                                     tokenizer.file.string(), in_quotes(step.dump(-1, ' ', false, Json::error_handler_t::replace))));
+      const std::string shown = step.dump(-1, ' ', false, Json::error_handler_t::replace);
+      throw InvalidInput(
+          fmt::format("{}: normalizer: llama.cpp does not do {}; leave the tokenizer out (--no-tokenizer)",
+                      tokenizer.file.string(), in_quotes(shown)));
     }
     notes.emplace_back("llama.cpp does not compose characters (NFC): text that has them decomposed gets other ids");
   }
@@ -137,10 +139,14 @@ std::string pretokenizer_name(const TokenizerJson& tokenizer, std::vector<std::s
   const GgufPretokenizer& row = pretokenizer_of(
       pretokenizer_steps(found == tokenizer.rest.end() ? Json() : *found, tokenizer.file), whole_words, tokenizer.file);
   if (row.whole_words != whole_words) {
-    notes.push_back(fmt::format("the tokenizer {} a word whole that is a token, llama.cpp's {} {}: they differ for tokens that no merges "
-                                "lead to", whole_words ? "takes" : "does not take", row.name, row.whole_words ? "does" : "does not"));
+    notes.push_back(fmt::format(
+        "the tokenizer {} a word whole that is a token, llama.cpp's {} {}: they differ for tokens that no merges lead to",
+        whole_words ? "takes" : "does not take", row.name, row.whole_words ? "does" : "does not"));
   }
-  if (!row.limit.empty()) notes.push_back(fmt::format("llama.cpp's pre-tokenizer {} is not quite the tokenizer's: {}", row.name, row.limit));
+  if (!row.limit.empty()) {
+    notes.push_back(
+        fmt::format("llama.cpp's pre-tokenizer {} is not quite the tokenizer's: {}", row.name, row.limit));
+  }
   return std::string(row.name);
 }
 
@@ -150,6 +156,10 @@ void add_vocabulary(TokenizerJson& tokenizer, std::string_view pretokenizer, Ggu
   result.keys.set("tokenizer.ggml.model", std::string(sentencepiece ? "llama" : "gpt2"));
   std::vector<float> scores;
   SpacePrefix prefix;
+  if (sentencepiece && !pretokenizer.empty() && pretokenizer != "default") {
+    throw UsageError(fmt::format("--pretokenizer {}: a tokenizer of SentencePiece's kind can have default alone",
+                                 in_quotes(pretokenizer)));
+  }
   if (sentencepiece) {
     prefix = space_prefix(tokenizer);
     std::ranges::move(prefix.notes, std::back_inserter(result.notes));
@@ -157,7 +167,8 @@ void add_vocabulary(TokenizerJson& tokenizer, std::string_view pretokenizer, Ggu
     result.keys.set("tokenizer.ggml.pre", std::string("default"));
   } else {
     check_normalizer(tokenizer, result.notes);
-    result.keys.set("tokenizer.ggml.pre", pretokenizer.empty() ? pretokenizer_name(tokenizer, result.notes) : std::string(pretokenizer));
+    result.keys.set("tokenizer.ggml.pre", pretokenizer.empty() ? pretokenizer_name(tokenizer, result.notes)
+                                                               : std::string(known_pretokenizer(pretokenizer)));
   }
   Tokens tokens = tokens_of(tokenizer, sentencepiece);
   result.keys.set("tokenizer.ggml.tokens", GgufArray::of_texts(std::move(tokens.texts)));
@@ -170,8 +181,9 @@ void add_vocabulary(TokenizerJson& tokenizer, std::string_view pretokenizer, Ggu
   }
   const auto stripping = std::ranges::find(tokenizer.added, true, &AddedToken::strips);
   if (stripping != tokenizer.added.end()) {
-    result.notes.push_back(fmt::format("llama.cpp leaves the white space beside {}, which the tokenizer takes into it, where it is",
-                                       in_quotes(stripping->text)));
+    result.notes.push_back(
+        fmt::format("llama.cpp leaves the white space beside {}, which the tokenizer takes into it, where it is",
+                    in_quotes(stripping->text)));
   }
 }
 

@@ -18,6 +18,10 @@ std::vector<std::string> pretokenizer_steps(const nlohmann::ordered_json& pretok
 
 /// The row with these steps; of several the one with this flag.
 /// @throws InvalidInput showing the steps when there is none.
-const GgufPretokenizer& pretokenizer_of(const std::vector<std::string>& steps, bool whole_words, const std::filesystem::path& file);
+const GgufPretokenizer& pretokenizer_of(const std::vector<std::string>& steps, bool whole_words,
+                                        const std::filesystem::path& file);
+
+/// The name, which llama.cpp must have. @throws UsageError
+std::string_view known_pretokenizer(std::string_view name);
 
 }  // namespace moetrim::gguf_detail

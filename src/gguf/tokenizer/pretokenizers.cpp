@@ -1,8 +1,8 @@
 // The pre-tokenizers of llama.cpp that published models of our families have, as data.
 //
-// The expressions are those of the models' tokenizer.json, with a line break written as \n and a carriage return as \r. A row
-// is right when llama.cpp and the tokenizers library give the same ids: tests/end_to_end/test_gguf_tokenizer.py holds every row
-// to that.
+// The expressions are those of the models' tokenizer.json, with a line break written as \n and a carriage return as \r. A
+// row is right when llama.cpp and the tokenizers library give the same ids: tests/end_to_end/test_gguf_tokenizer.py holds
+// every row to that.
 
 #include <array>
 
@@ -17,7 +17,8 @@ constexpr std::string_view kWordsAndBytes = "words and bytes";
 constexpr std::string_view kDigits = "digits";
 
 constexpr std::string_view kQwen2 =
-    R"(split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"(split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
+    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kQwen35 =
     R"(split (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*)"
     R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
@@ -29,8 +30,8 @@ constexpr std::string_view kO200k =
     R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
     R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kKimi =
-    R"(split [\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+)"
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+)"
+    R"(split [\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*)"
+    R"([\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+)"
     R"([\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
     R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kDeepseekNumbers = R"(split \p{N}{1,3})";
@@ -46,7 +47,8 @@ constexpr std::string_view kDeepseekV2Marks = R"(split \s?[!-/:-~！-／：-～�
 constexpr std::string_view kDeepseekV2Han = R"(split [一-龥ࠀ-一가-퟿]+)";
 
 // llama.cpp puts what its regular expressions can say in place of the classes of letters.
-constexpr std::string_view kLetters = "words with combining marks, or with changes of case outside ASCII, are split elsewhere";
+constexpr std::string_view kLetters =
+    "words with combining marks, or with changes of case outside ASCII, are split elsewhere";
 
 }  // namespace
 

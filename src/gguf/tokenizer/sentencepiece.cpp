@@ -41,7 +41,8 @@ std::vector<Json> steps_of(const Json& step, const char* list) {
 }
 
 bool replaces_spaces(const Json& step) {
-  return is_type(step, "Replace") && member(member(step, "pattern"), "String") == " " && member(step, "content") == kSpaceMark;
+  return is_type(step, "Replace") && member(member(step, "pattern"), "String") == " " &&
+         member(step, "content") == kSpaceMark;
 }
 
 bool splits_at_spaces_left(const Json& step) {
@@ -57,7 +58,8 @@ SpacePrefix metaspace_prefix(const TokenizerJson& tokenizer, const Json& step) {
   if (scheme == "never") return {};
   if (scheme == "always") return {.added = true, .notes = {}};
   if (scheme != "first") refuse(tokenizer, fmt::format("pre_tokenizer: prepend_scheme is {}", scheme.dump()));
-  return {.added = true, .notes = {"llama.cpp puts a space before text that follows a special token, the tokenizer only at the beginning"}};
+  return {.added = true, .notes = {"llama.cpp puts a space before text that follows a special token, the tokenizer only at "
+                                   "the beginning"}};
 }
 
 using Ids = std::unordered_map<std::string_view, std::uint32_t>;
@@ -84,7 +86,8 @@ void check_complete(const TokenizerJson& tokenizer, const Ids& ids) {
       if (!ids.contains(left) || !ids.contains(right)) continue;
       pair.assign(left).append(" ").append(right);
       if (merges.contains(pair)) continue;
-      refuse(tokenizer, fmt::format("model.merges: {} is a token, but {} is not among the merges", in_quotes(piece), in_quotes(pair)));
+      refuse(tokenizer, fmt::format("model.merges: {} is a token, but {} is not among the merges", in_quotes(piece),
+                                    in_quotes(pair)));
     }
   }
 }

@@ -23,8 +23,8 @@ SpacePrefix space_prefix(const TokenizerJson& tokenizer);
 
 /// A score for every id, higher for what is merged first. llama.cpp merges any two neighbours that together are a token, the
 /// best score first; the tokenizer merges the pairs that it lists, in their order.
-/// @throws InvalidInput when the two are not the same: merges of a token lie apart, or a token could be joined from a pair that
-///         is not listed. Not with `unchecked`.
+/// @throws InvalidInput when the two are not the same: merges of a token lie apart, or a token could be joined from a pair
+///         that is not listed. Not with `unchecked`.
 std::vector<float> scores_of_merges(const TokenizerJson& tokenizer, bool unchecked);
 
 }  // namespace moetrim::gguf_detail

@@ -24,9 +24,9 @@ constexpr std::array<std::string_view, 6> kRoles{"bos", "eos", "unk", "sep", "pa
 
 /// Tokens that llama.cpp ends a generation at by their text, whatever the metadata says.
 constexpr std::array<std::string_view, 22> kKnownEnds{
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>", "</s>",
-    "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~["};
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["};
 
 class Finder {
  public:
@@ -85,8 +85,8 @@ class Finder {
     for (const Json& id : value.is_array() ? value : Json::array({value})) {
       if (id.is_null() || (id.is_number_integer() && !id.is_number_unsigned())) continue;
       if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= static_cast<std::uint64_t>(vocabulary_)) {
-        throw InvalidInput(fmt::format("{}: {}: {} is no token of the vocabulary of {}", (checkpoint_.folder() / file).string(), key,
-                                       id.dump(), vocabulary_));
+        throw InvalidInput(fmt::format("{}: {}: {} is no token of the vocabulary of {}",
+                                       (checkpoint_.folder() / file).string(), key, id.dump(), vocabulary_));
       }
       result.push_back(id.get<std::uint32_t>());
     }
@@ -99,11 +99,11 @@ class Finder {
     if (processor == tokenizer_.rest.end() || !processor->is_object()) return note_unread_flags();
     const auto list = processor->find("processors");
     for (const Json& step : list != processor->end() && list->is_array() ? *list : Json::array({*processor})) {
-      const std::string type = step.is_object() && step.contains("type") && step["type"].is_string() ? step["type"].get<std::string>() : "";
+      const Json type = step.is_object() && step.contains("type") ? step["type"] : Json();
       if (type == "TemplateProcessing") {
         read_template(step);
       } else if (type != "ByteLevel") {
-        note(fmt::format("llama.cpp does not do what the post-processor {} does", in_quotes(type)));
+        note(fmt::format("llama.cpp does not do what the post-processor {} does", in_quotes(type.dump())));
       }
     }
     note_unread_flags();
@@ -140,33 +140,47 @@ class Finder {
 
   /// transformers reads these two beside no tokenizer.json, llama.cpp's converter always.
   void note_unread_flags() {
-    for (const auto& [name, adds] : {std::pair{"add_bos_token", found_.add_bos}, std::pair{"add_eos_token", found_.add_eos}}) {
+    const std::pair<const char*, bool> done[] = {{"add_bos_token", found_.add_bos}, {"add_eos_token", found_.add_eos}};
+    for (const auto& [name, adds] : done) {
       const auto stated = config_.find(name);
       if (stated == config_.end() || !stated->is_boolean() || stated->get<bool>() == adds) continue;
-      note(fmt::format("tokenizer_config.json says {} {}, tokenizer.json's post-processor the opposite: the latter holds, as in transformers",
+      note(fmt::format("tokenizer_config.json says {} {}, tokenizer.json's post-processor the opposite, which holds, as in "
+                       "transformers",
                        name, stated->get<bool>()));
     }
   }
 
   /// Further tokens that end a generation, for which llama.cpp has two more roles.
   void read_ends() {
-    if (!std::filesystem::exists(checkpoint_.folder() / "generation_config.json")) return;
-    const Json generation = read_json_file(checkpoint_.folder() / "generation_config.json");
-    if (!generation.is_object() || !generation.contains("eos_token_id")) return;
-    std::vector<std::string_view> free{"eot", "eom"};
-    if (id_of("eos") == nullptr) free.insert(free.begin(), "eos");
-    for (const std::uint32_t id : ids(generation["eos_token_id"], "generation_config.json", "eos_token_id")) {
-      const std::string text = text_of(id);
-      const bool known = std::ranges::find(kKnownEnds, text) != kKnownEnds.end() && id_of("eos") != nullptr;
-      const bool taken = std::ranges::any_of(found_.ids, [&](const auto& item) { return is_end(item.first) && item.second == id; });
-      if (known || taken) continue;
-      if (free.empty()) {
-        note(fmt::format("llama.cpp will not stop at {}, which ends a generation", in_quotes(text)));
+    const Json& config = checkpoint_.config();
+    if (std::filesystem::exists(checkpoint_.folder() / "generation_config.json")) {
+      add_ends(read_json_file(checkpoint_.folder() / "generation_config.json"), "generation_config.json");
+    }
+    add_ends(config, "config.json");
+    if (const auto text = config.find("text_config"); text != config.end()) add_ends(*text, "config.json");
+    if (id_of("eos") == nullptr) note("no file says which token ends a text: llama.cpp takes one of its own choice");
+  }
+
+  void add_ends(const Json& holder, const char* file) {
+    if (!holder.is_object() || !holder.contains("eos_token_id")) return;
+    for (const std::uint32_t id : ids(holder["eos_token_id"], file, "eos_token_id")) {
+      const auto is_this = [&](const auto& item) { return is_end(item.first) && item.second == id; };
+      const bool named = std::ranges::any_of(found_.ids, is_this);
+      const bool known = std::ranges::find(kKnownEnds, text_of(id)) != kKnownEnds.end();
+      if (named || (known && id_of("eos") != nullptr)) continue;
+      if (const auto role = free_end()) {
+        set(*role, id);
       } else {
-        set(free.front(), id);
-        free.erase(free.begin());
+        note(fmt::format("llama.cpp will not stop at {}, which ends a generation", in_quotes(text_of(id))));
       }
     }
+  }
+
+  std::optional<std::string_view> free_end() const {
+    for (const std::string_view role : {"eos", "eot", "eom"}) {
+      if (id_of(role) == nullptr) return role;
+    }
+    return std::nullopt;
   }
 
   static bool is_end(std::string_view role) { return role == "eos" || role == "eot" || role == "eom"; }
@@ -182,7 +196,8 @@ class Finder {
 
 }  // namespace
 
-SpecialTokens special_tokens(const Checkpoint& checkpoint, const TokenizerJson& tokenizer, const Json& config, std::int64_t vocabulary) {
+SpecialTokens special_tokens(const Checkpoint& checkpoint, const TokenizerJson& tokenizer, const Json& config,
+                             std::int64_t vocabulary) {
   return Finder(checkpoint, tokenizer, config, vocabulary).find();
 }
 

@@ -24,7 +24,7 @@ struct SpecialTokens {
 
 /// @param config  tokenizer_config.json, with what special_tokens_map.json adds to it
 /// @throws InvalidInput for an id that the vocabulary does not have.
-SpecialTokens special_tokens(const Checkpoint& checkpoint, const TokenizerJson& tokenizer, const nlohmann::ordered_json& config,
-                             std::int64_t vocabulary);
+SpecialTokens special_tokens(const Checkpoint& checkpoint, const TokenizerJson& tokenizer,
+                             const nlohmann::ordered_json& config, std::int64_t vocabulary);
 
 }  // namespace moetrim::gguf_detail

@@ -96,12 +96,15 @@ class Collector {
       return false;
     }
     if (!inside("merges", depth)) return true;
-    if (!value.is_string()) fail(fmt::format("model.merges[{}]: expected a string or a pair of strings", out_.merges.size()));
+    if (!value.is_string()) {
+      fail(fmt::format("model.merges[{}]: expected a string or a pair of strings", out_.merges.size()));
+    }
     if (depth == 3) {
       out_.merges.push_back(std::move(value.get_ref<std::string&>()));
       const std::string& merge = out_.merges.back();
       if (std::ranges::count(merge, ' ') != 1 || merge.front() == ' ' || merge.back() == ' ') {
-        fail(fmt::format("model.merges[{}]: {} is not two tokens with a space between them", out_.merges.size() - 1, in_quotes(merge)));
+        fail(fmt::format("model.merges[{}]: {} is not two tokens with a space between them", out_.merges.size() - 1,
+                         in_quotes(merge)));
       }
     } else {
       pair_.push_back(std::move(value.get_ref<std::string&>()));
@@ -115,7 +118,9 @@ class Collector {
     const std::size_t index = out_.merges.size();
     if (pair_.size() != 2) fail(fmt::format("model.merges[{}]: expected two strings, got {}", index, pair_.size()));
     for (const std::string& part : pair_) {
-      if (part.find(' ') != part.npos) fail(fmt::format("model.merges[{}]: a space in {}, which GGUF cannot write", index, in_quotes(part)));
+      if (part.find(' ') != part.npos) {
+        fail(fmt::format("model.merges[{}]: a space in {}, which GGUF cannot write", index, in_quotes(part)));
+      }
     }
     out_.merges.push_back(pair_[0] + " " + pair_[1]);
     pair_.clear();
@@ -125,13 +130,14 @@ class Collector {
   void add_piece(const Json& value) {
     const bool fits = value.is_number_unsigned() && value.get<std::uint64_t>() < static_cast<std::uint64_t>(vocabulary_);
     if (!fits) {
-      fail(fmt::format("model.vocab: the token {} has the id {}; the model's embedding has {} rows", in_quotes(piece_), value.dump(),
-                       vocabulary_));
+      fail(fmt::format("model.vocab: the token {} has the id {}; the model's embedding has {} rows", in_quotes(piece_),
+                       value.dump(), vocabulary_));
     }
     if (piece_.empty()) fail("model.vocab: an empty token");
     std::string& place = out_.pieces[value.get<std::size_t>()];
     if (!place.empty()) {
-      fail(fmt::format("model.vocab: the tokens {} and {} have the same id, {}", in_quotes(place), in_quotes(piece_), value.dump()));
+      fail(fmt::format("model.vocab: the tokens {} and {} have the same id, {}", in_quotes(place), in_quotes(piece_),
+                       value.dump()));
     }
     place = std::move(piece_);
   }
@@ -187,8 +193,8 @@ std::vector<AddedToken> listed_tokens(const Json& config) {
   return tokens;
 }
 
-/// Gives added tokens their ids as the tokenizers library does: a token of the vocabulary keeps its own, another gets the one
-/// behind all so far. An id in the file is a statement that this comes out.
+/// Gives added tokens their ids as the tokenizers library does: a token of the vocabulary keeps its own, another gets the
+/// one behind all so far. An id in the file is a statement that this comes out.
 class AddedTokens {
  public:
   AddedTokens(TokenizerJson& tokenizer, std::int64_t vocabulary) : tokenizer_(tokenizer), vocabulary_(vocabulary) {
@@ -209,10 +215,12 @@ class AddedTokens {
     const std::uint64_t id = known != ids_.end() ? known->second : next_;
     next_ = std::max(next_, id + 1);  // also behind a known one
     if (stated != nullptr && (!stated->is_number_unsigned() || stated->get<std::uint64_t>() != id)) {
-      fail(fmt::format("added_tokens: the id of {} is {}, but the tokenizers library gives it {}", in_quotes(token.text), stated->dump(), id));
+      fail(fmt::format("added_tokens: the id of {} is {}, but the tokenizers library gives it {}", in_quotes(token.text),
+                       stated->dump(), id));
     }
     if (id >= static_cast<std::uint64_t>(vocabulary_)) {
-      fail(fmt::format("the added token {} has the id {}; the model's embedding has {} rows", in_quotes(token.text), id, vocabulary_));
+      fail(fmt::format("the added token {} has the id {}; the model's embedding has {} rows", in_quotes(token.text), id,
+                       vocabulary_));
     }
     if (known == ids_.end() && !tokenizer_.pieces[id].empty()) {
       fail(fmt::format("the added token {} and the token {} have the same id, {}", in_quotes(token.text),
@@ -240,8 +248,8 @@ void add_tokens(TokenizerJson& tokenizer, const Json& config, std::int64_t vocab
     for (const Json& entry : *list) {
       auto token = added_token(entry, false);
       if (!token || !entry.is_object() || !entry.contains("id")) {
-        throw InvalidInput(fmt::format("{}: added_tokens[{}]: expected an object with \"id\" and \"content\"", tokenizer.file.string(),
-                                       tokenizer.added.size()));
+        throw InvalidInput(fmt::format("{}: added_tokens[{}]: expected an object with \"id\" and \"content\"",
+                                       tokenizer.file.string(), tokenizer.added.size()));
       }
       added.add(std::move(*token), &entry["id"]);
     }
@@ -257,7 +265,8 @@ void check_model(const TokenizerJson& tokenizer) {
     throw InvalidInput(fmt::format("{}: {}; llama.cpp can have no such tokenizer: leave it out (--no-tokenizer)",
                                    tokenizer.file.string(), what));
   };
-  if (!tokenizer.rest.is_object() || !tokenizer.rest.contains("model") || !tokenizer.model().is_object()) fail("no object \"model\"");
+  const bool there = tokenizer.rest.is_object() && tokenizer.rest.contains("model") && tokenizer.model().is_object();
+  if (!there) fail("no object \"model\"");
   const Json& model = tokenizer.model();
   // Old files of GPT-2's kind do not say their type.
   const auto type = model.find("type");
@@ -277,7 +286,8 @@ const AddedToken* TokenizerJson::find_added(std::string_view text) const {
   return found == added.end() ? nullptr : &*found;
 }
 
-TokenizerJson read_tokenizer_json(const std::filesystem::path& folder, const Json& config, std::int64_t vocabulary) {
+TokenizerJson read_tokenizer_json(const std::filesystem::path& folder, const Json& config,
+                                  std::int64_t vocabulary) {
   TokenizerJson tokenizer;
   tokenizer.file = folder / "tokenizer.json";
   if (!std::filesystem::exists(tokenizer.file)) {
@@ -293,7 +303,8 @@ TokenizerJson read_tokenizer_json(const std::filesystem::path& folder, const Jso
     try {
       tokenizer.rest = Json::parse(text, std::ref(collector));
     } catch (const Json::exception& error) {
-      throw InvalidInput(fmt::format("{}: not valid JSON: {}", tokenizer.file.string(), checkpoint_detail::ascii_only(error.what())));
+      throw InvalidInput(
+          fmt::format("{}: not valid JSON: {}", tokenizer.file.string(), checkpoint_detail::ascii_only(error.what())));
     }
   }
   check_model(tokenizer);

@@ -30,10 +30,11 @@ struct TokenizerJson {
   const AddedToken* find_added(std::string_view text) const;
 };
 
-/// Reads it in one pass, in memory of about three times its size.
+/// Reads it in one pass, in memory of a few times its size.
 /// @param config      tokenizer_config.json
 /// @param vocabulary  every id must be below it
 /// @throws InvalidInput on anything but a BPE tokenizer with ids in that range, each once, and on a token with two ids.
-TokenizerJson read_tokenizer_json(const std::filesystem::path& folder, const nlohmann::ordered_json& config, std::int64_t vocabulary);
+TokenizerJson read_tokenizer_json(const std::filesystem::path& folder, const nlohmann::ordered_json& config,
+                                  std::int64_t vocabulary);
 
 }  // namespace moetrim::gguf_detail
