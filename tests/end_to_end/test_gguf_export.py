@@ -324,7 +324,12 @@ def test_existing_files_and_dry_runs(tmp_path):
 
 
 def test_a_signal_leaves_nothing(tmp_path):
-    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[], hidden_size=512, moe_intermediate_size=768, num_experts=16)
+    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[], hidden_size=64, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    tensors["model.embed_tokens.weight"] = torch.zeros(1 << 20, 64)  # large enough to be caught at
+    save_file(tensors, tmp_path / "m/model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps({**config, "vocab_size": 1 << 20}))
     command = [MOETRIM, "export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "--dtype", "q8_0", "-o", tmp_path / "out.gguf"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while run.poll() is None and not list(tmp_path.glob("*out.gguf*")):
