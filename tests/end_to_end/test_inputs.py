@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 import models
 import reference
-from program import folder_bytes, moetrim, moetrim_json
+from program import folder_bytes, moetrim, moetrim_json, write_task
 from test_kill import kill_when
+from test_mtp import Mtp
 
 LENGTHS = {"a": [17, 41, 9, 30], "b": [25, 7]}
 FAMILIES = ["qwen3_moe", "deepseek_v3", "qwen3_next", "llama4_text"]
@@ -25,12 +26,11 @@ def squares(x):
 
 
 class Sums:
-    """{layer: {input: sum}} of one task."""
+    """{layer: {input: sum}} of one task. `layers`: {index: decoder layer}."""
 
-    def __init__(self, model):
-        self.model, self.layers, self.handles = model, {}, []
-        for index, layer in enumerate(models.layers_of(model)):
-            self.layers[index] = {}
+    def __init__(self, layers):
+        self.layers, self.handles = {index: {} for index in layers}, []
+        for index, layer in layers.items():
             for name, module in layer.named_modules():
                 found = next((MODULES[end] for end in MODULES if ("." + name).endswith("." + end)), None)
                 if found and "experts." not in name.replace("shared_experts.", ""):
@@ -40,7 +40,6 @@ class Sums:
                 self.handles.append(router.register_forward_hook(lambda m, a, o, i=index, e=experts: self.routing(m, a, o, i, e)))
             if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "kv_b_proj"):
                 self.watch_latent(layer.self_attn, index)
-        self.watch(model.lm_head, len(self.layers) - 1, "head")
 
     def add(self, index, name, value):
         self.layers[index][name] = self.layers[index].get(name, 0) + value
@@ -81,10 +80,10 @@ class Sums:
         self.add(index, "expert", np.stack(before))
         self.add(index, "expert_down", np.stack(between))
 
-    def run(self, sequences):
+    def run(self, model, sequences):
         with torch.no_grad():
             for ids in sequences:
-                self.model(torch.tensor([ids]))
+                model(torch.tensor([ids]))
         for handle in self.handles:
             handle.remove()
         return self.layers
@@ -103,22 +102,47 @@ def arguments(folder, *more):
     return ["calibrate", folder / "m", *tasks, "--statistics", "inputs", *more]
 
 
+def of_model(model, sequences):
+    layers = dict(enumerate(models.layers_of(model)))
+    sums = Sums(layers)
+    sums.watch(model.lm_head, len(layers) - 1, "head")
+    return sums.run(model, sequences)
+
+
+def check_layer(ours, theirs, where):
+    """Attended latents are taken in fp32."""
+    assert set(ours) == set(theirs), where
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-4 if name == "attended_latent" else 2e-6,
+                                   atol=1e-7 * np.abs(expected).max(), err_msg=f"{name} of {where}")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_input_equals_hooks(family, tmp_path):
     """Over all tokens, also those that are not counted."""
     model = models.make(tmp_path / "m", family, seed=2).double()
     tasks = write_tasks(tmp_path)
     moetrim(*arguments(tmp_path, "--dtype", "fp64", "--count", "response", "-o", tmp_path / "s.stats"))
-    theirs = [Sums(model).run(sequences) for sequences in tasks.values()]
+    theirs = [of_model(model, sequences) for sequences in tasks.values()]
     for index, layer in theirs[0].items():
         ours = load_file(tmp_path / f"s.stats/inputs-{index:05}.safetensors")
         np.testing.assert_array_equal(ours.pop("tokens"), [sum(lengths) for lengths in LENGTHS.values()])
-        assert set(ours) == set(layer), index
-        for name in layer:
-            expected = np.stack([task[index][name] for task in theirs])
-            # Attended latents are taken in fp32.
-            np.testing.assert_allclose(ours[name], expected, rtol=1e-4 if name == "attended_latent" else 2e-6,
-                                       atol=1e-7 * np.abs(expected).max(), err_msg=f"{name} of layer {index}")
+        check_layer(ours, {name: np.stack([task[index][name] for task in theirs]) for name in layer}, f"layer {index}")
+
+
+def test_a_multi_token_prediction_block_equals_hooks(tmp_path):
+    """Over the tokens that have one to look at."""
+    mtp = Mtp(tmp_path, "glm4_moe")
+    sequences = models.sequences(1, [25, 40, 7, 2])
+    write_task(tmp_path / "t.jsonl", sequences)
+    moetrim("calibrate", tmp_path / "m", "--task", tmp_path / "t.jsonl", "--statistics", "inputs", "--dtype", "fp64", "-o", tmp_path / "s.stats")
+    mtp.model.double(), mtp.block.double()
+    sums = Sums({mtp.index: mtp.block.mtp_block})
+    sums.watch(mtp.block.eh_proj, mtp.index, "joined")
+    theirs = sums.run(mtp.run, sequences)[mtp.index]
+    ours = load_file(tmp_path / f"s.stats/inputs-{mtp.index:05}.safetensors")
+    assert ours.pop("tokens") == [sum(len(ids) - 1 for ids in sequences)]
+    check_layer(ours, {name: value[None] for name, value in theirs.items()}, "the block")
 
 
 def test_groups_threads_kills_and_shares(tmp_path):
