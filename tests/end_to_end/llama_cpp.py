@@ -169,10 +169,10 @@ def text_of(call, size: int = 1 << 16) -> str:
 
 class Model:
     """A model, or its vocabulary alone; LlamaError has llama.cpp's own words. Of several threads those that wait keep cores
-    busy."""
+    busy. `settings`: fields of ContextParameters."""
 
-    def __init__(self, path, vocab_only: bool = False, threads: int = 1):
-        self.library = library()
+    def __init__(self, path, vocab_only: bool = False, threads: int = 1, **settings):
+        self.library, self.settings = library(), settings
         self.context, self.capacity, self.threads = None, 0, threads
         parameters = self.library.model_default_params()
         parameters.vocab_only = vocab_only
@@ -220,6 +220,8 @@ class Model:
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.capacity
         parameters.n_outputs_max = parameters.n_outputs_max_per_seq = self.capacity
         parameters.n_threads = parameters.n_threads_batch = self.threads
+        for name, value in self.settings.items():
+            setattr(parameters, name, value)
         parameters.flash_attn_type = 0
         parameters.type_k = parameters.type_v = 0  # f32
         parameters.swa_full = True
@@ -344,13 +346,18 @@ def convert(*jobs):
     pre-tokenizer, which it knows of published tokenizers alone, and vocabulary "none" for checkpoints without a tokenizer."""
     with converter() as module, contextlib.redirect_stderr(io.StringIO()):
         text_model = sys.modules["conversion.base"].TextModel
+
+        def set_no_vocabulary(model):
+            model._set_vocab_none()
+            model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])  # which llama.cpp then needs
+
         for job in jobs:
             with pytest.MonkeyPatch.context() as patch:
                 if "pre" in job:
                     patch.setattr(text_model, "get_vocab_base_pre", lambda *_: job["pre"])
                 if job.get("vocabulary") == "none":
                     architecture = json.loads((Path(job["folder"]) / "config.json").read_text())["architectures"][0]
-                    patch.setattr(module.get_model_class(architecture), "set_vocab", text_model._set_vocab_none)
+                    patch.setattr(module.get_model_class(architecture), "set_vocab", set_no_vocabulary)
                     patch.setattr(module.get_model_class(architecture), "no_mtp", False)  # the converter never takes it back
                 patch.setattr(sys, "argv", ["", str(job["folder"]), "--outfile", str(job["out"]), "--outtype",
                                             job.get("outtype", "f32"), *job.get("more", [])])

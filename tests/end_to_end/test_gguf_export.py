@@ -269,7 +269,6 @@ REFUSED = {
     "clamp": ("olmoe", dict(num_key_value_heads=4), ["clip_qkv", "1.5"]),
     "window": ("mixtral", dict(sliding_window=9), ["layer 0", "9 tokens"]),
     "rope": ("mixtral", dict(rope_parameters=models.rope(kind="dynamic", factor=2.0)), ["rope scaling", "llama"]),
-    "yarn's range": ("mixtral", dict(rope_parameters=dict(YARN, beta_fast=16)), ["beta_fast 16"]),
     "bias": ("qwen3_moe", dict(mlp_only_layers=[], attention_bias=True), ["o_proj.bias"]),
     "groups": ("deepseek_v2", {}, ["group_limited_greedy"]),
     "clamped activation": ("gpt_oss", {}, ["swiglu_limit is 2"]),
@@ -292,6 +291,15 @@ def test_what_llama_cpp_cannot_compute_is_refused(name, tmp_path):
     done = moetrim("export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "-o", tmp_path / "out.gguf", code=3)
     assert all(word in done.stderr for word in words), done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_what_llama_cpp_must_be_told(tmp_path):
+    model = models.make(tmp_path / "m", "mixtral", rope_parameters=dict(YARN, beta_fast=2, beta_slow=1.5))
+    notes = export(tmp_path / "m", tmp_path / "out.gguf")["notes"]
+    assert len(notes) == 1 and "--yarn-beta-fast 2 --yarn-beta-slow 1.5" in notes[0]
+    with llama_cpp.Model(tmp_path / "out.gguf", threads=1, yarn_beta_fast=2, yarn_beta_slow=1.5) as llama:
+        logits = np.concatenate([llama.logits(ids) for ids in IDS])
+    assert llama_cpp.divergence(logits, models.logits_of(model, IDS).numpy()) <= 1e-6
 
 
 def test_values_that_no_file_should_have(tmp_path):

@@ -59,11 +59,12 @@ void add_yarn(const GgufSource& source, const Rope& rope, GgufKeys& keys) {
   keys.text("rope.scaling.type", "yarn");
   keys.real("rope.scaling.factor", rope.factor);
   keys.whole("rope.scaling.original_context_length", rope.original_max_positions);
-  if (rope.beta_fast != 32.0 || rope.beta_slow != 1.0) {
-    source.refuse(fmt::format("rope scaling has beta_fast {} and beta_slow {}; llama.cpp has 32 and 1", rope.beta_fast, rope.beta_slow));
-  }
   keys.real("rope.scaling.yarn_beta_fast", rope.beta_fast);
   keys.real("rope.scaling.yarn_beta_slow", rope.beta_slow);
+  if (rope.beta_fast != 32.0 || rope.beta_slow != 1.0) {
+    keys.notes.push_back(fmt::format("Run llama.cpp with --yarn-beta-fast {0} --yarn-beta-slow {1}: the file says so too, but llama.cpp takes "
+                                     "32 and 1 unless it is told.", rope.beta_fast, rope.beta_slow));
+  }
   // For latent attention it derives none where there is a yarn_log_multiplier.
   const double derived = rope.factor <= 1 || source.model->latent.rank > 0 ? 1 : 0.1 * std::log(rope.factor) + 1;
   const double factor = rope.attention_factor / derived;
