@@ -74,16 +74,17 @@ struct GgufProblem {
 /// @throws InvalidInput as describe_gguf, for what leaves nothing to compare with.
 std::vector<GgufProblem> check_gguf(const GgufModel& file);
 
-/// Bytes [offset, offset + size) of a file of the source.
+/// Bytes [offset, offset + size) of a tensor of the source.
 struct GgufRange {
   std::uint64_t offset = 0;
   std::uint64_t size = 0;
 };
 
-/// A tensor of the new model: ranges of the source's file, joined.
+/// A tensor of the new model: ranges of one of the source, joined.
 struct GgufOutputTensor {
   GgufTensorSpec spec;
-  std::vector<GgufRange> ranges;
+  const GgufTensor* source = nullptr;
+  std::vector<GgufRange> ranges = {};
 };
 
 struct GgufOutputFile {
@@ -133,7 +134,7 @@ GgufEstimate estimate_gguf(const GgufRewrite& rewrite, const std::filesystem::pa
 /// Called after every range, by one thread at a time.
 using GgufProgressFn = std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
 
-/// Writes the files. Memory: the source's header, twice, and what the kernel cannot copy by itself in blocks.
+/// Writes the files. Memory: the source's header, twice, and a block a thread.
 /// @return the files, the first one first.
 /// @throws as estimate_gguf; OutOfResources before anything is written when the disk is too small; Interrupted, with nothing left.
 std::vector<std::filesystem::path> write_gguf(const GgufRewrite& rewrite, const std::filesystem::path& target,

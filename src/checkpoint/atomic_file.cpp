@@ -65,6 +65,11 @@ void AtomicFile::fail(const char* action, std::uint64_t at, std::uint64_t bytes)
   throw Error(fmt::format("{}: {}", what, std::generic_category().message(code)));
 }
 
+void AtomicFile::reserve(std::uint64_t bytes) {
+  // What else is in the way of reserving, writing will show.
+  if (::fallocate(descriptor_.get(), 0, 0, static_cast<off_t>(bytes)) != 0 && means_full(errno)) fail("reserving space", 0, bytes);
+}
+
 void AtomicFile::write(std::span<const std::byte> data) {
   while (!data.empty()) {
     const ssize_t done = ::write(descriptor_.get(), data.data(), data.size());

@@ -53,6 +53,7 @@ GgufWriter::GgufWriter(std::filesystem::path file, const GgufMetadata& metadata,
     state_->announced_bytes += state_->sizes.back();
     state_->names.push_back(std::move(tensor.name));
   }
+  state_->file.reserve(state_->header.file_bytes);
   state_->file.write(std::as_bytes(std::span(state_->header.bytes)));
   // Padding inside is holes of the file, which read as zeros; the end has to be written for the file to reach it.
   const std::uint64_t end = state_->header.file_bytes;

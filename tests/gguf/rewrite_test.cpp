@@ -156,10 +156,10 @@ TEST_CASE("size labels by the rule of gguf-py", "[gguf]") {
   // 128 experts of 3 x 2048 x 768 in 48 layers: 29.0 B, and 1.5 B of all else.
   GgufOutputFile file;
   for (int i = 0; i < 48; ++i) {
-    file.tensors.push_back({.spec = {fmt::format("blk.{}.ffn_gate_up_exps.weight", i), GgmlType::f32, {2048, 1536, 128}}, .ranges = {}});
-    file.tensors.push_back({.spec = {fmt::format("blk.{}.ffn_down_exps.weight", i), GgmlType::f32, {768, 2048, 128}}, .ranges = {}});
+    file.tensors.push_back({.spec = {fmt::format("blk.{}.ffn_gate_up_exps.weight", i), GgmlType::f32, {2048, 1536, 128}}});
+    file.tensors.push_back({.spec = {fmt::format("blk.{}.ffn_down_exps.weight", i), GgmlType::f32, {768, 2048, 128}}});
   }
-  file.tensors.push_back({.spec = {"output.weight", GgmlType::f32, {1'541'000'000}}, .ranges = {}});
+  file.tensors.push_back({.spec = {"output.weight", GgmlType::f32, {1'541'000'000}}});
   CHECK(gguf_size_label("128x1.8B", {file}, 128, 8, false) == "128x1.8B");
   CHECK(gguf_size_label("30B-A3B", {file}, 128, 8, false) == "31B-A3B");
   CHECK(gguf_size_label("30B-A3B", {file}, 128, 4, true) == "31B-A2.4B");
@@ -258,6 +258,13 @@ TEST_CASE("what bytes cannot do is refused by name", "[gguf]") {
     edit(plan);
     CHECK_THAT(refusal(in, plan), Catch::Matchers::Contains(message));
   }
+}
+
+TEST_CASE("what llama.cpp guesses from the number of experts stays as it is", "[gguf]") {
+  TempFolder folder;
+  const GgufMoeModel maverick{.architecture = "llama4", .family = "llama4", .experts = 128};
+  const std::string why = refusal(write_gguf_model(folder.path(), maverick), maverick.plan({0, 1, 2}));
+  CHECK_THAT(why, Catch::Matchers::Contains("unless it has 128 experts"));
 }
 
 TEST_CASE("files that are no such model are refused by name", "[gguf]") {

@@ -103,6 +103,14 @@ void check_layers(const GgufMoe& model, const Plan& plan, Mtp mtp) {
                             fmt::join(got, ", ")));
 }
 
+/// By its number of experts llama.cpp tells Maverick, whose queries and keys are not normalised, from Scout, whose are.
+void check_llama4(const GgufMoe& model, const Plan& plan) {
+  constexpr int kMaverick = 128;
+  if (model.architecture->name != "llama4" || (model.experts == kMaverick) == (plan.keep == kMaverick)) return;
+  refuse(model, fmt::format("it keeps {} of {} experts; llama.cpp normalises the queries and keys of a llama4 unless it has {} experts, and "
+                            "would compute another model", plan.keep, model.experts, kMaverick));
+}
+
 void check_keep(const GgufMoe& model, const Plan& plan) {
   for (const PlanLayer& layer : plan.layers) {
     std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
@@ -153,6 +161,7 @@ void check_gguf_plan(const GgufMoe& model, const Plan& plan, Mtp mtp, bool other
   check_bytes_suffice(model, plan);
   check_layers(model, plan, mtp);
   check_keep(model, plan);
+  check_llama4(model, plan);
   check_router(model, plan);
 }
 

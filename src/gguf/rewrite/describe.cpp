@@ -89,10 +89,11 @@ GgufPlace place_in_moe_block(const GgufMoe& model, const GgufTensor& tensor, con
   const GgufPlace place{.block = name.block, .by_expert = find_expert_tensor(name.name) != nullptr};
   const auto experts = static_cast<std::uint64_t>(model.experts);
   if (const ExpertTensor* known = find_expert_tensor(name.name)) {
-    if (std::ssize(tensor.shape) != known->extents) {
+    const std::size_t axis = expert_axis(*known);
+    if (tensor.shape.size() <= axis || std::any_of(tensor.shape.begin() + known->extents, tensor.shape.end(), [](auto n) { return n != 1; })) {
       report(tensor.name, fmt::format("has {} extents, expected {}", tensor.shape.size(), known->extents));
-    } else if (tensor.shape.back() != experts) {
-      report(tensor.name, fmt::format("has {} experts, and {} is {}", tensor.shape.back(), model.key("expert_count"), experts));
+    } else if (tensor.shape[axis] != experts) {
+      report(tensor.name, fmt::format("has {} experts, and {} is {}", tensor.shape[axis], model.key("expert_count"), experts));
     } else if (known->extents == 1 && ggml_layout(tensor.type).block_elements != 1) {
       report(tensor.name, fmt::format("is packed as {} along the experts, so that no expert's part is bytes of its own",
                                       ggml_layout(tensor.type).name));

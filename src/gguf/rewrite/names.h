@@ -1,6 +1,7 @@
 // Names of tensors in a GGUF file: which block one belongs to, and whether it has an expert axis.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string_view>
 
@@ -14,11 +15,13 @@ struct BlockTensor {
 /// @return nothing for a tensor of no block
 std::optional<BlockTensor> block_tensor(std::string_view name);
 
-/// A tensor of a block that has an expert axis, which is its last one.
+/// A tensor of a block that has an expert axis, which is its last one. Extents of 1 may follow: the converter writes the selection
+/// bias of Ernie as [E, 1].
 struct ExpertTensor {
   std::string_view name;
   int extents;  ///< [in, out, E] has 3
 };
+inline std::size_t expert_axis(const ExpertTensor& tensor) { return static_cast<std::size_t>(tensor.extents) - 1; }
 /// @return null for a tensor without one
 const ExpertTensor* find_expert_tensor(std::string_view name);
 

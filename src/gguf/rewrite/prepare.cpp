@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "gguf/rewrite/check_plan.h"
+#include "gguf/rewrite/names.h"
 #include "gguf/rewrite/new_metadata.h"
 
 namespace moetrim {
@@ -18,7 +19,7 @@ std::vector<GgufRange> slabs(const GgufTensor& tensor, int experts, const std::v
   const std::uint64_t slab = tensor.size / static_cast<std::uint64_t>(experts);
   std::vector<GgufRange> out;
   for (const int expert : keep) {
-    const std::uint64_t begin = tensor.offset + slab * static_cast<std::uint64_t>(expert);
+    const std::uint64_t begin = slab * static_cast<std::uint64_t>(expert);
     if (!out.empty() && out.back().offset + out.back().size == begin) out.back().size += slab;
     else out.push_back({begin, slab});
   }
@@ -26,9 +27,9 @@ std::vector<GgufRange> slabs(const GgufTensor& tensor, int experts, const std::v
 }
 
 GgufOutputTensor output_tensor(const GgufMoe& model, const GgufTensor& tensor, const std::vector<int>* keep) {
-  GgufOutputTensor out{.spec = tensor, .ranges = {{tensor.offset, tensor.size}}};
+  GgufOutputTensor out{.spec = tensor, .source = &tensor, .ranges = {{0, tensor.size}}};
   if (keep == nullptr) return out;
-  out.spec.shape.back() = keep->size();
+  out.spec.shape[expert_axis(*find_expert_tensor(block_tensor(tensor.name)->name))] = keep->size();
   out.ranges = slabs(tensor, model.experts, *keep);
   return out;
 }
