@@ -21,7 +21,7 @@ def with_rules(page: str, runtimes) -> str:
 def section(runtime) -> str:
     rows = "".join(f"| {' | '.join(cells(rule))} |\n" for rule in runtime["rules"])
     head = "| rule | | demands | when | why | read in |\n|---|---|---|---|---|---|\n"
-    return f"\n### {runtime['runtime']} {runtime['version']}\n\n{head}{rows}\n"
+    return f"\n### {runtime['runtime']} {runtime['version']}\n\nSource: {runtime['package']}.\n\n{head}{rows}\n"
 
 
 def cells(rule):

@@ -1,5 +1,5 @@
-// Runtimes: what vLLM, SGLang, llama.cpp, transformers and MLX accept, as rules that were read from the source of one version
-// of each, and the numbers of experts and widths that satisfy them.
+// Runtimes: what vLLM, SGLang, llama.cpp, transformers and MLX accept, as rules that were read from the source of one
+// version of each, and the numbers of experts and widths that satisfy them.
 //
 // Nothing here runs a runtime. A rule says what it demands of which number, when, why, and where that was read; a later
 // version may have lifted it.
@@ -62,6 +62,8 @@ struct RuntimeTarget {
 std::span<const RuntimeRules* const> runtimes();
 std::string_view runtime_name(const RuntimeRules& rules);
 std::string_view runtime_version(const RuntimeRules& rules);
+/// What the rules were read from: "vllm from PyPI".
+std::string_view runtime_package(const RuntimeRules& rules);
 /// "vllm,tp=8,ep=8,quant=fp8". Keys that another runtime knows are refused too. @throws UsageError naming the known ones
 RuntimeTarget parse_runtime(std::string_view text);
 /// The same for several; "all" stands for every runtime by itself.
@@ -112,7 +114,8 @@ struct RuntimeFinding {
   RuleSeverity severity = RuleSeverity::refused;
   std::string text;            ///< what is demanded and what is there
   std::string why, source;
-  /// The nearest that break no rule of the target, below and above: numbers of experts, or widths. Empty where neither helps.
+  /// The nearest that break no rule of the target, below and above: numbers of experts, or widths. Empty where neither
+  /// helps.
   std::vector<std::int64_t> nearest;
   bool nearest_widths = false; ///< `nearest` are widths
 };

@@ -32,7 +32,8 @@ std::string describe_numbers(const std::vector<Number>& numbers) {
     while (end + 1 < numbers.size() && numbers[end + 1] - numbers[end] == numbers[i + 1] - numbers[i]) ++end;
     if (end >= i + 3 && end < numbers.size()) {
       const auto step = numbers[i + 1] - numbers[i];
-      parts.push_back(fmt::format("{} to {}", numbers[i], numbers[end]) + (step == 1 ? "" : fmt::format(" in steps of {}", step)));
+      parts.push_back(fmt::format("{} to {}", numbers[i], numbers[end]) +
+                      (step == 1 ? "" : fmt::format(" in steps of {}", step)));
       i = end + 1;
     } else {
       parts.push_back(fmt::format("{}", numbers[i++]));
@@ -42,7 +43,8 @@ std::string describe_numbers(const std::vector<Number>& numbers) {
 }
 
 std::string describe_finding(const RuntimeFinding& found) {
-  std::string text = fmt::format("  {:<8} {}: {}; {}\n", rule_severity_name(found.severity), found.rule, found.text, found.why);
+  std::string text =
+      fmt::format("  {:<8} {}: {}; {}\n", rule_severity_name(found.severity), found.rule, found.text, found.why);
   if (!found.nearest.empty()) {
     text += fmt::format("           nearest {}: {}\n", found.nearest_widths ? "widths" : "numbers of experts",
                         fmt::join(found.nearest, " and "));
@@ -54,7 +56,9 @@ std::string describe_check(const RuntimeCheck& check) {
   std::string text = fmt::format("{}: {} (rules of {} {})\n", check.target.text, check.refused() ? "refused" : "accepted",
                                  check.target.runtime(), check.target.version());
   for (const RuntimeFinding& found : check.findings) text += describe_finding(found);
-  if (!check.unchecked.empty()) text += fmt::format("  not checked, for want of numbers: {}\n", fmt::join(check.unchecked, ", "));
+  if (!check.unchecked.empty()) {
+    text += fmt::format("  not checked, for want of numbers: {}\n", fmt::join(check.unchecked, ", "));
+  }
   return text;
 }
 
@@ -90,14 +94,16 @@ void list_rules(const Session& session, const std::string& runtime) {
   std::string text;
   for (const RuntimeTarget& target : parse_runtimes(std::vector{runtime})) {
     Json rules = Json::array();
-    text += fmt::format("{}{} {}\n", text.empty() ? "" : "\n", target.runtime(), target.version());
+    text += fmt::format("{}{} {}: {}\n", text.empty() ? "" : "\n", target.runtime(), target.version(),
+                        runtime_package(*target.rules));
     for (const RuleText& rule : describe_rules(*target.rules)) {
       rules.push_back({{"id", rule.id}, {"severity", rule_severity_name(rule.severity)}, {"demand", rule.demand},
                        {"applies", rule.applies}, {"why", rule.why}, {"source", rule.source}});
       text += fmt::format("  {:<8} {}: {}{}\n           {} [{}]\n", rule_severity_name(rule.severity), rule.id, rule.demand,
                           rule.applies.empty() ? "" : fmt::format(" ({})", rule.applies), rule.why, rule.source);
     }
-    json.push_back({{"runtime", target.runtime()}, {"version", target.version()}, {"rules", rules}});
+    json.push_back({{"runtime", target.runtime()}, {"version", target.version()}, {"package", runtime_package(*target.rules)},
+                    {"rules", rules}});
   }
   session.print({{"runtimes", json}}, text);
 }
@@ -129,7 +135,8 @@ ServedModel asked_model(const Flags& flags, const std::vector<RuntimeTarget>& ta
     check_targets_of_gguf(targets, flags.checkpoint);
     const GgufModel file = GgufModel::open(flags.checkpoint);
     const GgufMoe model = describe_gguf(file);
-    return flags.plan.empty() ? as_asked(flags, served_model(model), targets) : served_model(model, read_plan(flags.plan), mtp);
+    return flags.plan.empty() ? as_asked(flags, served_model(model), targets)
+                              : served_model(model, read_plan(flags.plan), mtp);
   }
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
   const Model model = describe(checkpoint);
@@ -146,7 +153,9 @@ std::string describe_served(const ServedModel& served) {
 
 void run_check(const Session& session, const Flags& flags) {
   if (flags.checkpoint.empty()) throw UsageError("no checkpoint is given; add one, or ask for the rules with --list-rules");
-  if (flags.runtimes.empty()) throw UsageError("nothing says for which runtime; add --runtime, for example --runtime vllm,tp=8");
+  if (flags.runtimes.empty()) {
+    throw UsageError("nothing says for which runtime; add --runtime, for example --runtime vllm,tp=8");
+  }
   if (!flags.plan.empty() && !(flags.keep.empty() && flags.width.empty())) {
     throw UsageError("--plan says what is kept; leave --keep and --width out");
   }
@@ -163,7 +172,10 @@ void run_check(const Session& session, const Flags& flags) {
     text += "\n" + describe_check(check) + describe_parallel(choices);
     if (check.refused()) refused.push_back(fmt::format("{} ({})", target.text, check.findings.front().rule));
   }
-  Json json{{"checkpoint", flags.checkpoint}, {"experts", served.router.experts}, {"refused", !refused.empty()}, {"checks", checks}};
+  Json json{{"checkpoint", flags.checkpoint},
+            {"experts", served.router.experts},
+            {"refused", !refused.empty()},
+            {"checks", checks}};
   if (flags.plan.empty() && flags.keep.empty()) {
     const auto keeps = legal_keeps(served, targets);
     json["legal_keeps"] = keeps;
@@ -177,16 +189,20 @@ void run_check(const Session& session, const Flags& flags) {
 }  // namespace
 
 void add_check(CLI::App& app, Session& session) {
-  CLI::App* command = add_command(app, session, "check", "Say what a runtime would refuse of a checkpoint or a plan, and what it takes",
-                                  "moetrim check demo/model --keep 0.5 --runtime vllm,tp=2,ep=2 --runtime llama.cpp,quant=q4_k_m");
+  CLI::App* command =
+      add_command(app, session, "check", "Say what a runtime would refuse of a checkpoint or a plan, and what it takes",
+                  "moetrim check demo/model --keep 0.5 --runtime vllm,tp=2,ep=2 --runtime llama.cpp,quant=q4_k_m");
   auto flags = std::make_shared<Flags>();
   command->add_option("checkpoint", flags->checkpoint, "Checkpoint folder, or a GGUF file for llama.cpp");
-  command->add_option("--runtime", flags->runtimes,
-                      "Runtime and how it serves: vllm, sglang, llama.cpp, transformers or mlx, then tp=, ep=, dp=, quant=, ... (see "
-                      "docs/runtimes.md); repeatable; all: every one by itself")
+  command
+      ->add_option(
+          "--runtime", flags->runtimes,
+          "Runtime and how it serves: vllm, sglang, llama.cpp, transformers or mlx, then tp=, ep=, dp=, quant=, ... (see "
+          "docs/runtimes.md); repeatable; all: every one by itself")
       ->allow_extra_args(false);
   command->add_option("--plan", flags->plan, "Plan: check what it makes of the checkpoint");
-  command->add_option("--keep", flags->keep, "Instead of a plan: experts of every layer that would stay, a number or a ratio");
+  command->add_option("--keep", flags->keep,
+                      "Instead of a plan: experts of every layer that would stay, a number or a ratio");
   command->add_option("--width", flags->width, "Likewise: width that every expert would have");
   command->add_option("--mtp", flags->mtp, "What becomes of multi-token-prediction blocks: prune, keep or drop")
       ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();

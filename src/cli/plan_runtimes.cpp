@@ -45,8 +45,9 @@ nlohmann::ordered_json targets_json(const std::vector<RuntimeTarget>& targets) {
 }  // namespace
 
 void add_runtimes(CLI::App& command, std::vector<std::string>& runtimes) {
-  command.add_option("--runtime", runtimes,
-                     "Runtime that must take the result, for example vllm,tp=8,ep=8,quant=fp8 (see moetrim check); repeatable")
+  command
+      .add_option("--runtime", runtimes,
+                  "Runtime that must take the result, for example vllm,tp=8,ep=8,quant=fp8 (see moetrim check); repeatable")
       ->allow_extra_args(false);
 }
 
@@ -71,7 +72,9 @@ void PlanFlags::check_runtimes(const ServedModel& whole) const {
     model = with_keep(std::move(model), keeps.back());  // the budget will say which of them
   }
   if (over_atoms() && scope == "expert" && align.empty()) {
-    if (const auto widths = legal_widths(model, targets); !widths.empty()) model = with_width(std::move(model), widths.back());
+    if (const auto widths = legal_widths(model, targets); !widths.empty()) {
+      model = with_width(std::move(model), widths.back());
+    }
   }
   require_all(model, targets);
 }
@@ -110,7 +113,8 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
   }
   require_all(served_model(statistics.manifest, plan), targets);
   plan.source["runtimes"] = targets_json(targets);
-  const int taken = last.empty() ? plan.keep : KeepBudget::parse(merge.to.empty() ? flags.keep : flags.merge.to).of(plan.experts);
+  const int taken =
+      last.empty() ? plan.keep : KeepBudget::parse(merge.to.empty() ? flags.keep : flags.merge.to).of(plan.experts);
   if (taken != wanted) plan.source["runtimes_keep"] = {{"wanted", wanted}, {"taken", taken}};
   if (flags.align != align) plan.source["runtimes_align"] = parse_count(flags.align, "--align");
   return plan;

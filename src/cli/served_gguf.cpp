@@ -16,7 +16,9 @@ ServedModel served_model(const GgufMoe& model) {
   if (out.family == nullptr) {
     throw Error(fmt::format("{}: no family is called {}", model.path().string(), model.architecture->families.front()));
   }
-  out.router = {.experts = model.experts, .experts_per_token = model.experts_per_token, .groups = model.groups.value_or(RouterGroups{})};
+  out.router = {.experts = model.experts,
+                .experts_per_token = model.experts_per_token,
+                .groups = model.groups.value_or(RouterGroups{})};
   out.experts_before = model.experts;
   // [F, H, E]
   if (const GgufTensor* down = model.file->find(fmt::format("blk.{}.ffn_down_exps.weight", model.moe.front()))) {
@@ -42,8 +44,10 @@ ServedModel served_model(const GgufMoe& model, const Plan& plan, Mtp mtp) {
 void check_targets_of_gguf(const std::vector<RuntimeTarget>& targets, const std::filesystem::path& file) {
   for (const RuntimeTarget& target : targets) {
     if (target.runtime() == "llama.cpp") continue;
-    throw UsageError(fmt::format("--runtime {}: {} is a GGUF file, whose rules are those of llama.cpp; for others give the folder that "
-                                 "it was made from", target.text, file.string()));
+    throw UsageError(
+        fmt::format("--runtime {}: {} is a GGUF file, whose rules are those of llama.cpp; for others give the folder that "
+                    "it was made from",
+                    target.text, file.string()));
   }
 }
 

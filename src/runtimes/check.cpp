@@ -78,9 +78,14 @@ std::string finding_text(const Rule& rule, const ServedModel& model, const Runti
   if (rule.demand == Demand::named) return fmt::format("{} {} is none that it has", label, in_quotes(value.name));
   if (rule.demand == Demand::absent) return fmt::format("there {} be no {}", must, label);
   std::string part;
-  if (rule.fact == Fact::width_per_rank && model.width != value.number) part = fmt::format(" (of {})", model.width.value_or(0));
-  if (rule.fact == Fact::experts_per_rank || rule.fact == Fact::experts_per_group) part = fmt::format(" (of {})", model.router.experts);
-  return fmt::format("{}: {}{}, {} be {}", label, value.number, part, must, demand_text(rule, bound_text(rule, model, target)));
+  if (rule.fact == Fact::width_per_rank && model.width != value.number) {
+    part = fmt::format(" (of {})", model.width.value_or(0));
+  }
+  if (rule.fact == Fact::experts_per_rank || rule.fact == Fact::experts_per_group) {
+    part = fmt::format(" (of {})", model.router.experts);
+  }
+  return fmt::format("{}: {}{}, {} be {}", label, value.number, part, must,
+                     demand_text(rule, bound_text(rule, model, target)));
 }
 
 RuntimeFinding finding(const Rule& rule, const ServedModel& model, const RuntimeTarget& target) {
@@ -104,7 +109,8 @@ RuntimeFinding finding(const Rule& rule, const ServedModel& model, const Runtime
 
 std::string nearest_text(const RuntimeFinding& finding) {
   if (finding.nearest.empty()) return "";
-  return fmt::format("; the nearest {}: {}", finding.nearest_widths ? "widths that work" : "that work", fmt::join(finding.nearest, " and "));
+  return fmt::format("; the nearest {}: {}", finding.nearest_widths ? "widths that work" : "that work",
+                     fmt::join(finding.nearest, " and "));
 }
 
 }  // namespace
@@ -133,8 +139,8 @@ RuntimeCheck check_runtime(const ServedModel& model, const RuntimeTarget& target
 void require_runtime(const RuntimeCheck& check) {
   if (!check.refused()) return;
   const RuntimeFinding& first = check.findings.front();
-  throw InvalidInput(fmt::format("{}: {}; {} (rule {}, read from {} {}){}", check.target.text, first.text, first.why, first.rule,
-                                 check.target.runtime(), check.target.version(), nearest_text(first)));
+  throw InvalidInput(fmt::format("{}: {}; {} (rule {}, read from {} {}){}", check.target.text, first.text, first.why,
+                                 first.rule, check.target.runtime(), check.target.version(), nearest_text(first)));
 }
 
 std::vector<int> legal_keeps(const ServedModel& model, std::span<const RuntimeTarget> targets) {
@@ -170,10 +176,13 @@ int legal_keep(const ServedModel& model, std::span<const RuntimeTarget> targets,
   const auto keeps = legal_keeps(model, targets);
   if (keeps.empty()) {
     for (const RuntimeTarget& target : targets) require_runtime(check_runtime(model, target));
-    throw InvalidInput("no number of experts works with this router and every --runtime that is given; ask for each with moetrim check");
+    throw InvalidInput(
+        "no number of experts works with this router and every --runtime that is given; ask for each with moetrim check");
   }
   if (budget.experts) {
-    legal_keep({.experts = model.experts_before, .experts_per_token = model.router.experts_per_token, .groups = model.router.groups},
+    legal_keep({.experts = model.experts_before,
+                .experts_per_token = model.router.experts_per_token,
+                .groups = model.router.groups},
                budget, false);
     if (std::binary_search(keeps.begin(), keeps.end(), *budget.experts)) return *budget.experts;
     const ServedModel asked = with_keep(model, *budget.experts);
@@ -210,7 +219,8 @@ std::vector<ParallelChoice> parallel_choices(const ServedModel& model, const Run
       target.text = fmt::format("{},tp={},ep={}", base.runtime(), tp, ep);
       if (target.dp > 1) target.text += fmt::format(",dp={}", target.dp);
       const auto& rules = target.rules->rules;
-      const auto first = std::find_if(rules.begin(), rules.end(), [&](const Rule& rule) { return refuses(rule, model, target); });
+      const auto first =
+          std::find_if(rules.begin(), rules.end(), [&](const Rule& rule) { return refuses(rule, model, target); });
       choices.push_back({.target = target, .refused_by = first == rules.end() ? "" : std::string(first->id)});
     }
   }
@@ -252,7 +262,8 @@ std::vector<RuleText> describe_rules(const RuntimeRules& rules) {
   for (const Rule& rule : rules.rules) {
     std::string bound = std::to_string(rule.number);
     if (rule.times != Times::one) {
-      bound = rule.number == 1 ? std::string(times_label(rule.times)) : fmt::format("{} x {}", rule.number, times_label(rule.times));
+      bound = rule.number == 1 ? std::string(times_label(rule.times))
+                               : fmt::format("{} x {}", rule.number, times_label(rule.times));
     }
     texts.push_back({.id = std::string(rule.id),
                      .demand = fmt::format("{}: {}", fact_label(rule.fact), demand_text(rule, bound)),

@@ -39,7 +39,9 @@ ServedQuantisation stored_quantisation(const Model& model) {
     case PackingKind::plain: out.scheme = QuantScheme::none; break;
     case PackingKind::fp8:
       out.block = std::max<std::int64_t>(1, fp8_block(said));
-      out.scheme = out.block == 1 ? QuantScheme::fp8_tensor : compressed ? QuantScheme::fp8_compressed : QuantScheme::fp8_block;
+      out.scheme = out.block == 1 ? QuantScheme::fp8_tensor
+                   : compressed   ? QuantScheme::fp8_compressed
+                                  : QuantScheme::fp8_block;
       break;
     case PackingKind::mxfp4: out.scheme = QuantScheme::mxfp4; out.block = 32; break;
     case PackingKind::nvfp4: out.scheme = QuantScheme::nvfp4; out.block = 16; break;
@@ -48,7 +50,8 @@ ServedQuantisation stored_quantisation(const Model& model) {
     case PackingKind::packed_int:
     case PackingKind::int8: out.scheme = QuantScheme::int_group; break;
   }
-  const bool in_groups = out.scheme == QuantScheme::gptq || out.scheme == QuantScheme::awq || out.scheme == QuantScheme::int_group;
+  const bool in_groups =
+      out.scheme == QuantScheme::gptq || out.scheme == QuantScheme::awq || out.scheme == QuantScheme::int_group;
   if (in_groups && packing.scale_cols > 0 && packing.scale_cols < packing.cols) out.block = packing.scale_cols;
   return out;
 }
@@ -135,7 +138,9 @@ ServedModel served_model(const Model& model, const Plan& plan, Mtp mtp) {
 ServedModel served_model(const StatisticsManifest& manifest) {
   ServedModel out;
   out.family = find_family(manifest.family);
-  if (out.family == nullptr) throw InvalidInput("the statistics are of the family " + manifest.family + ", which is not known");
+  if (out.family == nullptr) {
+    throw InvalidInput("the statistics are of the family " + manifest.family + ", which is not known");
+  }
   out.router = router_limits(manifest);
   out.experts_before = manifest.experts;
   if (manifest.sizes.width > 0) {

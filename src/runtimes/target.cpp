@@ -14,8 +14,9 @@ namespace moetrim {
 
 namespace {
 
-constexpr std::array<const RuntimeRules*, 5> kRuntimes{&runtime_rules::vllm, &runtime_rules::sglang, &runtime_rules::llama_cpp,
-                                                       &runtime_rules::transformers, &runtime_rules::mlx};
+constexpr std::array<const RuntimeRules*, 5> kRuntimes{&runtime_rules::vllm, &runtime_rules::sglang,
+                                                       &runtime_rules::llama_cpp, &runtime_rules::transformers,
+                                                       &runtime_rules::mlx};
 constexpr std::int64_t kMostRanks = 1 << 16;
 
 std::vector<std::string_view> split(std::string_view text) {
@@ -57,7 +58,8 @@ class Reader {
       if (rules->name == name) target_.rules = rules;
     }
     if (target_.rules == nullptr) {
-      fail(fmt::format("unknown runtime {}; known: {}{}", in_quotes(name), fmt::join(names, ", "), did_you_mean(name, names)));
+      fail(fmt::format("unknown runtime {}; known: {}{}", in_quotes(name), fmt::join(names, ", "),
+                       did_you_mean(name, names)));
     }
     target_.text = text_;
   }
@@ -110,10 +112,12 @@ class Reader {
     std::string name(value);
     for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
     const auto& quants = target_.rules->quants;
-    const auto found = std::find_if(quants.begin(), quants.end(), [&](const QuantName& quant) { return quant.name == name; });
+    const auto found =
+        std::find_if(quants.begin(), quants.end(), [&](const QuantName& quant) { return quant.name == name; });
     if (found == quants.end()) {
       const auto names = names_of(quants);
-      fail(fmt::format("quant: unknown {}; known: {}{}", in_quotes(value), fmt::join(names, ", "), did_you_mean(name, names)));
+      fail(fmt::format("quant: unknown {}; known: {}{}", in_quotes(value), fmt::join(names, ", "),
+                       did_you_mean(name, names)));
     }
     quant_ = &*found;
     target_.quant = ServedQuantisation{.name = name, .scheme = quant_->scheme, .block = quant_->block};
@@ -121,7 +125,9 @@ class Reader {
 
   void finish() {
     if (group_ > 0) {
-      if (quant_ == nullptr || !quant_->grouped) fail("group is the group size of integer weights; say them with quant, or leave it out");
+      if (quant_ == nullptr || !quant_->grouped) {
+        fail("group is the group size of integer weights; say them with quant, or leave it out");
+      }
       target_.quant->block = group_;
     }
     if (target_.redundant > 0 && !target_.eplb) fail("redundant experts are for eplb; add it, or leave them out");
@@ -140,6 +146,7 @@ class Reader {
 std::span<const RuntimeRules* const> runtimes() { return kRuntimes; }
 std::string_view runtime_name(const RuntimeRules& rules) { return rules.name; }
 std::string_view runtime_version(const RuntimeRules& rules) { return rules.version; }
+std::string_view runtime_package(const RuntimeRules& rules) { return rules.read_from; }
 std::string_view RuntimeTarget::runtime() const { return rules->name; }
 std::string_view RuntimeTarget::version() const { return rules->version; }
 

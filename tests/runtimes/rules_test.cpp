@@ -37,8 +37,10 @@ ServedModel served(std::string_view family, RouterLimits router, std::int64_t wi
 }
 
 ServedModel deepseek_v3() {
-  ServedModel model = served("deepseek_v3", {.experts = 256, .experts_per_token = 8, .groups = {.count = 8, .chosen = 4, .rule = "top2"},
-                                             .router = "sigmoid"}, 2048);
+  ServedModel model = served(
+      "deepseek_v3",
+      {.experts = 256, .experts_per_token = 8, .groups = {.count = 8, .chosen = 4, .rule = "top2"}, .router = "sigmoid"},
+      2048);
   model.heads = model.key_value_heads = 128;
   model.shared_width = 2048;
   model.shared_follows_width = true;
@@ -93,14 +95,16 @@ TEST_CASE("FP8 blocks and ranks: where vLLM refines scales, SGLang refuses", "[r
 
 TEST_CASE("experts over ranks, and the nearest numbers that groups allow too", "[runtimes]") {
   CHECK(refusals(with_keep(deepseek_v3(), 184), "sglang,tp=16,ep=16") == std::vector<std::string>{"sglang.ep-even"});
-  CHECK(check_runtime(with_keep(deepseek_v3(), 184), parse_runtime("sglang,tp=16,ep=16")).findings.front().nearest == Numbers{176, 192});
+  CHECK(check_runtime(with_keep(deepseek_v3(), 184), parse_runtime("sglang,tp=16,ep=16")).findings.front().nearest ==
+        Numbers{176, 192});
   CHECK(refusals(with_keep(deepseek_v3(), 184), "vllm,tp=16,ep=16").empty());
   CHECK(refusals(with_keep(deepseek_v3(), 184), "vllm,tp=16,ep=16,eplb") == std::vector<std::string>{"vllm.eplb-even"});
   CHECK(refusals(with_keep(deepseek_v3(), 184), "vllm,tp=16,ep=16,eplb,redundant=8").empty());
   CHECK(refusals(deepseek_v3(), "vllm,tp=8,ep=4") == std::vector<std::string>{"vllm.ep-size"});
   CHECK(refusals(deepseek_v3(), "vllm,tp=8,ep=16,dp=2").empty());
   CHECK_THAT(refusal(with_keep(deepseek_v3(), 184), "sglang,tp=16,ep=16"),
-             Contains("InvalidInput") && Contains("184") && Contains("sglang.ep-even") && Contains("0.5.23") && Contains("176 and 192"));
+             Contains("InvalidInput") && Contains("184") && Contains("sglang.ep-even") && Contains("0.5.23") &&
+                 Contains("176 and 192"));
 }
 
 TEST_CASE("heads, groups and numbers in lists", "[runtimes]") {
@@ -110,7 +114,8 @@ TEST_CASE("heads, groups and numbers in lists", "[runtimes]") {
   CHECK(refusals(few, "vllm,tp=4") == std::vector<std::string>{"vllm.tp-key-value-heads"});
   CHECK(refusals(few, "vllm,tp=2").empty());
   ServedModel odd = deepseek_v3();
-  odd.router = {.experts = 10, .experts_per_token = 4, .groups = {.count = 4, .chosen = 2, .rule = "top2"}, .router = "sigmoid"};
+  odd.router = {
+      .experts = 10, .experts_per_token = 4, .groups = {.count = 4, .chosen = 2, .rule = "top2"}, .router = "sigmoid"};
   odd.experts_before = 10;
   CHECK(refusals(odd, "transformers") == std::vector<std::string>{"transformers.groups-divide"});
   CHECK(check_runtime(odd, parse_runtime("transformers")).findings.front().nearest == Numbers{8});
@@ -124,7 +129,8 @@ TEST_CASE("heads, groups and numbers in lists", "[runtimes]") {
   CHECK(rules_of(with_keep(deepseek_v3(), 192), "sglang", RuleSeverity::slower).front() == "sglang.fused-gate");
   CHECK(rules_of(deepseek_v3(), "sglang", RuleSeverity::slower).empty());
   CHECK(rules_of(qwen3_30b(), "llama.cpp,quant=Q4_K_M", RuleSeverity::slower).empty());
-  CHECK(rules_of(with_width(qwen3_30b(), 640), "llama.cpp,quant=q4_k_m", RuleSeverity::slower) == std::vector<std::string>{"llama.cpp.block"});
+  CHECK(rules_of(with_width(qwen3_30b(), 640), "llama.cpp,quant=q4_k_m", RuleSeverity::slower) ==
+        std::vector<std::string>{"llama.cpp.block"});
   CHECK(rules_of(with_width(qwen3_30b(), 672), "mlx,quant=affine,group=32", RuleSeverity::slower).empty());
 }
 
@@ -159,11 +165,13 @@ TEST_CASE("what is not known is not judged", "[runtimes]") {
 }
 
 TEST_CASE("legal numbers are those that nothing refuses, and the nearest are the nearest of them", "[runtimes]") {
-  const char* targets[] = {"vllm", "vllm,tp=8,ep=8,eplb", "sglang,tp=4,ep=4", "sglang,tp=6,ep=6", "llama.cpp", "transformers,ep=4", "mlx"};
+  const char* targets[] = {
+      "vllm", "vllm,tp=8,ep=8,eplb", "sglang,tp=4,ep=4", "sglang,tp=6,ep=6", "llama.cpp", "transformers,ep=4", "mlx"};
   for (ServedModel model : {deepseek_v3(), qwen3_30b()}) {
     model.heads = model.key_value_heads = 96;
     model.shared_width = model.dense_width = 0;
-    const auto by_router = keep_counts({.experts = model.experts_before, .experts_per_token = 8, .groups = model.router.groups}, false);
+    const auto by_router =
+        keep_counts({.experts = model.experts_before, .experts_per_token = 8, .groups = model.router.groups}, false);
     for (const char* target : targets) {
       CAPTURE(target);
       Numbers expected;
@@ -212,7 +220,8 @@ TEST_CASE("a ratio goes to the nearest number that all targets take, half up", "
   CHECK(keep("0.4") == 48);
   CHECK(keep("0.01") == 24);
   CHECK(keep("96") == 96);
-  CHECK_THAT(given::thrown_by([&] { keep("64"); }), Contains("InvalidInput") && Contains("sglang.ep-even") && Contains("48 and 72"));
+  CHECK_THAT(given::thrown_by([&] { keep("64"); }),
+             Contains("InvalidInput") && Contains("sglang.ep-even") && Contains("48 and 72"));
   CHECK_THAT(given::thrown_by([&] { keep("4"); }), Contains("InvalidInput") && Contains("keep 4"));
 }
 
@@ -221,8 +230,9 @@ TEST_CASE("targets", "[runtimes]") {
   CHECK(target.tp == 8);
   CHECK(target.quant->block == 128);
   CHECK(parse_runtimes(std::vector<std::string>{"all"}).size() == runtimes().size());
-  for (const char* bad : {"vlm", "vllm,tp", "vllm,tp=0", "vllm,tp=8x", "vllm,tp=2,tp=2", "vllm,quant=fp9", "llama.cpp,tp=2", "vllm,group=64",
-                          "vllm,quant=fp8,group=64", "vllm,eplb", "vllm,redundant=1", "vllm,eplb=1,ep=2", "", "vllm,"}) {
+  for (const char* bad :
+       {"vlm", "vllm,tp", "vllm,tp=0", "vllm,tp=8x", "vllm,tp=2,tp=2", "vllm,quant=fp9", "llama.cpp,tp=2", "vllm,group=64",
+        "vllm,quant=fp8,group=64", "vllm,eplb", "vllm,redundant=1", "vllm,eplb=1,ep=2", "", "vllm,"}) {
     CAPTURE(bad);
     CHECK_THAT(given::thrown_by([&] { parse_runtime(bad); }), Contains("UsageError") && Contains("--runtime"));
   }
@@ -260,10 +270,13 @@ class Draws {
   ServedModel model() {
     const Family* family = families()[random_() % families().size()];
     const int groups = one_of({1, 1, 4, 8, 64});
-    ServedModel out = served(family->name, {.experts = one_of({1, 4, 10, 64, 96, 256, 2000}), .experts_per_token = one_of({1, 4, 40}),
-                                            .groups = {.count = groups, .chosen = std::max(1, groups / one_of({1, 2})),
-                                                       .rule = one_of<const char*>({"top2", "max"})},
-                                            .router = one_of<const char*>({"softmax", "sigmoid"})},
+    ServedModel out = served(family->name,
+                             {.experts = one_of({1, 4, 10, 64, 96, 256, 2000}),
+                              .experts_per_token = one_of({1, 4, 40}),
+                              .groups = {.count = groups,
+                                         .chosen = std::max(1, groups / one_of({1, 2})),
+                                         .rule = one_of<const char*>({"top2", "max"})},
+                              .router = one_of<const char*>({"softmax", "sigmoid"})},
                              one_of<std::int64_t>({24, 100, 768, 2048}));
     out.heads = one_of<std::int64_t>({5, 64});
     out.key_value_heads = one_of<std::int64_t>({3, 8});
@@ -312,7 +325,8 @@ TEST_CASE("every rule can be broken, and kept where it applies", "[runtimes][eve
         auto& [broken, kept] = seen[rule.id];
         const Verdict verdict = judge(rule, model, target);
         broken += verdict == Verdict::broken;
-        const bool applies = std::all_of(rule.when.begin(), rule.when.end(), [&](When when) { return holds(when, model, target); });
+        const bool applies =
+            std::all_of(rule.when.begin(), rule.when.end(), [&](When when) { return holds(when, model, target); });
         kept += verdict == Verdict::kept && applies && fact_value(rule.fact, model, target).state == FactValue::State::known;
       }
     }

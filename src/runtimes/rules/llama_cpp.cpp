@@ -28,9 +28,9 @@ const RuntimeRules llama_cpp{
                {"tq1_0", blocks, 256}, {"tq2_0", blocks, 256}},
     .rules = {
         {.id = "llama.cpp.architecture", .fact = Fact::family, .demand = named,
-         .names = {"deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "hunyuan_v1_moe",
-                   "llama4", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next",
-                   "qwen3_vl_moe"},
+         .names = {"deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe",
+                   "hunyuan_v1_moe", "llama4", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe",
+                   "qwen3_moe", "qwen3_next", "qwen3_vl_moe"},
          .why = "it has no architecture for it",
          .source = "conversion/*.py: ModelBase.register"},
         {.id = "llama.cpp.one-count", .fact = Fact::listed_counts, .demand = absent,
@@ -59,8 +59,8 @@ const RuntimeRules llama_cpp{
          .source = "src/llama-model.cpp:1301"},
         {.id = "llama.cpp.group-score", .fact = Fact::groups, .demand = at_most, .number = 1,
          .when = {When::scored_by_best}, .severity = differs,
-         .why = "it scores a group by its two best experts where the checkpoint's router takes the best alone, and so may choose "
-                "other groups",
+         .why = "it scores a group by its two best experts where the checkpoint's router takes the best alone, and so may "
+                "choose other groups",
          .source = "src/llama-graph.cpp:2089, conversion/base.py:1481"},
         {.id = "llama.cpp.block", .fact = Fact::width, .demand = multiple_of, .times = Times::block, .quant = {blocks},
          .severity = slower,

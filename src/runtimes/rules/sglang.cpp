@@ -1,4 +1,6 @@
 // SGLang. Files are those of the package, below srt/ where no other folder is named.
+#include <initializer_list>
+
 #include "runtimes/rule.h"
 
 namespace moetrim::runtime_rules {
@@ -8,6 +10,18 @@ namespace {
 using enum Demand;
 using enum QuantScheme;
 using enum RuleSeverity;
+
+const std::vector<std::string_view> kOwnClasses{
+    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
+    "GptOssForCausalLM", "GraniteMoeForCausalLM", "HunYuanMoEV1ForCausalLM", "Llama4ForCausalLM",
+    "Llama4ForConditionalGeneration", "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM",
+    "PhiMoEForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM",
+    "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"};
+
+std::vector<std::string_view> with(std::vector<std::string_view> names, std::initializer_list<std::string_view> more) {
+  names.insert(names.end(), more);
+  return names;
+}
 
 }  // namespace
 
@@ -28,20 +42,11 @@ const RuntimeRules sglang{
                {"nvfp4", nvfp4, 16}},
     .rules = {
         {.id = "sglang.architecture", .fact = Fact::architecture, .demand = named,
-         .names = {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
-                   "GptOssForCausalLM", "GraniteMoeForCausalLM", "HunYuanMoEV1ForCausalLM", "Llama4ForCausalLM",
-                   "Llama4ForConditionalGeneration", "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM",
-                   "PhiMoEForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM",
-                   "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration",
-                   "Dots1ForCausalLM", "PhimoeForCausalLM"},
+         .names = with(kOwnClasses, {"Dots1ForCausalLM", "PhimoeForCausalLM"}),
          .why = "it has no class for it, and transformers has none that could stand in",
          .source = "models/*.py: EntryClass; model_loader/utils.py:111"},
         {.id = "sglang.own-class", .fact = Fact::architecture, .demand = named,
-         .names = {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
-                   "GptOssForCausalLM", "GraniteMoeForCausalLM", "HunYuanMoEV1ForCausalLM", "Llama4ForCausalLM",
-                   "Llama4ForConditionalGeneration", "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM",
-                   "PhiMoEForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM",
-                   "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"},
+         .names = kOwnClasses,
          .severity = slower,
          .why = "it falls back to the class of transformers",
          .source = "model_loader/utils.py:190"},
@@ -66,7 +71,8 @@ const RuntimeRules sglang{
          .when = {When::plain_attention},
          .why = "key-value heads are split over the ranks, or each is copied to as many",
          .source = "models/qwen3_moe.py:512"},
-        {.id = "sglang.tp-delta-key-heads", .fact = Fact::delta_key_heads, .demand = multiple_of, .times = Times::attention_ranks,
+        {.id = "sglang.tp-delta-key-heads", .fact = Fact::delta_key_heads, .demand = multiple_of,
+         .times = Times::attention_ranks,
          .when = {When::delta_net},
          .why = "every rank takes as many heads of linear attention",
          .source = "models/qwen3_next.py:271"},
@@ -118,7 +124,8 @@ const RuntimeRules sglang{
          .families = {"gpt_oss"},
          .why = "32 neighbours share a scale",
          .source = "models/gpt_oss.py:964"},
-        {.id = "sglang.fused-gate", .fact = Fact::experts, .demand = power_of_two, .when = {When::grouped}, .severity = slower,
+        {.id = "sglang.fused-gate", .fact = Fact::experts, .demand = power_of_two, .when = {When::grouped},
+         .severity = slower,
          .why = "the fused gate wants it, and a general kernel takes over",
          .source = "layers/moe/topk.py:1506, 2026"},
         {.id = "sglang.fused-gate-group", .fact = Fact::experts_per_group, .demand = at_most, .number = 32,
@@ -135,14 +142,15 @@ const RuntimeRules sglang{
          .source = "layers/moe/topk.py:2028"},
         {.id = "sglang.shared-fusion", .fact = Fact::experts, .demand = one_of, .numbers = {256}, .when = {When::shared},
          .families = {"deepseek_v3"}, .severity = slower,
-         .why = "the shared expert is computed along with the routed ones for this number only (384: Quark's MXFP4 of Kimi-K2.5)",
+         .why = "the shared expert is computed along with the routed ones for this number only (384: Quark's MXFP4 of "
+                "Kimi-K2.5)",
          .source = "models/deepseek_v2.py:3367; github.com/sgl-project/sglang/issues/26303"},
         {.id = "sglang.tuned-kernel", .fact = Fact::experts_per_rank, .demand = one_of,
-         .numbers = {1, 8, 16, 20, 24, 32, 36, 40, 64, 65, 72, 80, 128, 129, 144, 160, 161, 192, 256, 257, 264, 272, 288, 384,
-                     385, 512, 513},
+         .numbers = {1, 8, 16, 20, 24, 32, 36, 40, 64, 65, 72, 80, 128, 129, 144, 160, 161, 192, 256, 257, 264, 272, 288,
+                     384, 385, 512, 513},
          .severity = slower,
-         .why = "the Triton kernels have tuned settings for these, by width, type and device; others run with defaults and a "
-                "warning",
+         .why = "the Triton kernels have tuned settings for these, by width, type and device; others run with defaults "
+                "and a warning",
          .source = "layers/moe/moe_runner/triton_utils/fused_moe_triton_config.py:164, configs/"},
         {.id = "sglang.mtp-blocks", .fact = Fact::mtp_layers, .demand = at_least, .number = 1, .when = {When::drafting},
          .why = "there is nothing that could draft: the blocks were dropped, or there were none",

@@ -1,4 +1,6 @@
 // vLLM. Files are those of the package; csrc/ is of the repository at the commit that is named.
+#include <initializer_list>
+
 #include "runtimes/rule.h"
 
 namespace moetrim::runtime_rules {
@@ -8,6 +10,18 @@ namespace {
 using enum Demand;
 using enum QuantScheme;
 using enum RuleSeverity;
+
+const std::vector<std::string_view> kOwnClasses{
+    "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
+    "GptOssForCausalLM", "GraniteMoeForCausalLM", "Llama4ForCausalLM", "Llama4ForConditionalGeneration",
+    "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM", "PhiMoEForCausalLM", "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration"};
+
+std::vector<std::string_view> with(std::vector<std::string_view> names, std::initializer_list<std::string_view> more) {
+  names.insert(names.end(), more);
+  return names;
+}
 
 }  // namespace
 
@@ -28,20 +42,11 @@ const RuntimeRules vllm{
                {"nvfp4", nvfp4, 16}},
     .rules = {
         {.id = "vllm.architecture", .fact = Fact::architecture, .demand = named,
-         .names = {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
-                   "GptOssForCausalLM", "GraniteMoeForCausalLM", "Llama4ForCausalLM", "Llama4ForConditionalGeneration",
-                   "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM", "PhiMoEForCausalLM",
-                   "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM",
-                   "Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration", "Dots1ForCausalLM",
-                   "HunYuanMoEV1ForCausalLM", "PhimoeForCausalLM"},
+         .names = with(kOwnClasses, {"Dots1ForCausalLM", "HunYuanMoEV1ForCausalLM", "PhimoeForCausalLM"}),
          .why = "it has no class for it, and transformers has none that could stand in",
          .source = "model_executor/models/registry.py:74, 1266"},
         {.id = "vllm.own-class", .fact = Fact::architecture, .demand = named,
-         .names = {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM",
-                   "GptOssForCausalLM", "GraniteMoeForCausalLM", "Llama4ForCausalLM", "Llama4ForConditionalGeneration",
-                   "MiniMaxM2ForCausalLM", "MixtralForCausalLM", "OlmoeForCausalLM", "PhiMoEForCausalLM",
-                   "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM",
-                   "Qwen3_5MoeForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"},
+         .names = kOwnClasses,
          .severity = slower,
          .why = "it runs the class of transformers with its own expert kernels in place",
          .source = "model_executor/models/registry.py:756, 859, 1443"},
@@ -113,13 +118,15 @@ const RuntimeRules vllm{
          .when = {When::dense_quantised}, .quant = {fp8_block, fp8_compressed},
          .why = "block scales of a dense layer's gate and up must end where a rank's rows do",
          .source = "model_executor/layers/quantization/utils/fp8_utils.py:1339"},
-        {.id = "vllm.int4-group", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block, .quant = {int_group},
+        {.id = "vllm.int4-group", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block,
+         .quant = {int_group},
          .why = "groups that share a scale may not cross ranks",
          .source = "compressed_tensors_moe_wna16.py:244"},
         {.id = "vllm.gptq-group", .fact = Fact::width_per_rank, .demand = multiple_of, .number = 32, .quant = {gptq, awq},
          .why = "groups are halved until they fit, down to 32",
          .source = "model_executor/layers/quantization/moe_wna16.py:283; github.com/vllm-project/vllm/issues/17604"},
-        {.id = "vllm.marlin-group", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block, .quant = {gptq, awq},
+        {.id = "vllm.marlin-group", .fact = Fact::width_per_rank, .demand = multiple_of, .times = Times::block,
+         .quant = {gptq, awq},
          .severity = slower,
          .why = "the Marlin kernels need whole groups, and the WNA16 kernels take over",
          .source = "model_executor/layers/quantization/utils/marlin_utils.py:379, auto_gptq.py:241"},
@@ -138,7 +145,8 @@ const RuntimeRules vllm{
          .when = {When::expert_parallel, When::unbalanced}, .severity = slower,
          .why = "the first ranks hold an expert more, and the others wait for them",
          .source = "model_executor/layers/fused_moe/expert_map_manager.py:68"},
-        {.id = "vllm.grouped-kernel", .fact = Fact::groups, .demand = at_most, .number = 32, .when = {When::grouped, When::biased},
+        {.id = "vllm.grouped-kernel", .fact = Fact::groups, .demand = at_most, .number = 32,
+         .when = {When::grouped, When::biased},
          .severity = slower,
          .why = "the fused kernel for groups takes no more",
          .source = "model_executor/layers/fused_moe/router/grouped_topk_router.py:95"},
@@ -147,14 +155,15 @@ const RuntimeRules vllm{
          .why = "the fused kernel for groups takes no more",
          .source = "model_executor/layers/fused_moe/router/grouped_topk_router.py:96"},
         {.id = "vllm.softmax-kernel", .fact = Fact::experts, .demand = one_of,
-         .numbers = {1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576}, .when = {When::softmax, When::ungrouped},
+         .numbers = {1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576},
+         .when = {When::softmax, When::ungrouped},
          .severity = slower,
          .why = "the fused top-k kernel knows these; for others softmax and top-k run one after the other",
          .source = "csrc/moe/topk_softmax_kernels.cu at 0112cf2"},
         {.id = "vllm.tuned-kernel", .fact = Fact::experts_per_rank, .demand = one_of,
          .numbers = {1, 8, 16, 20, 32, 40, 60, 62, 64, 72, 128, 129, 160, 256, 384, 512}, .severity = slower,
-         .why = "the Triton kernels have tuned settings for these, by width, type and device; others run with defaults and a "
-                "warning",
+         .why = "the Triton kernels have tuned settings for these, by width, type and device; others run with defaults "
+                "and a warning",
          .source = "model_executor/layers/fused_moe/fused_moe.py:1166, configs/; github.com/vllm-project/vllm/issues/17619"},
         {.id = "vllm.mtp-blocks", .fact = Fact::mtp_layers, .demand = at_least, .number = 1, .when = {When::drafting},
          .why = "there is nothing that could draft: the blocks were dropped, or there were none",
