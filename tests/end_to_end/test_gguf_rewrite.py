@@ -19,6 +19,7 @@ CASES = {  # what differs from models.py, or None for one more block of multi-to
     "qwen3_moe": (WIDE, [0, 1]),
     "deepseek_v3": (dict(num_attention_heads=4, num_key_value_heads=4), [1, 2]),
     "gpt_oss": ({}, [0, 1, 2, 3]),
+    "ernie4_5_moe": (dict(moe_layer_interval=1, intermediate_size=44), [1, 2, 3]),
     "glm4_moe": (None, [1, 2, 3]),
 }
 QUANTS = ("q4_0", "q8_0", "q3_k_m", "q4_k_m", "q6_k", "iq4_xs", "mxfp4")
