@@ -14,9 +14,10 @@ from test_mtp import Mtp
 
 LENGTHS = {"a": [17, 41, 9, 30], "b": [25, 7]}
 FAMILIES = ["qwen3_moe", "deepseek_v3", "qwen3_next", "llama4_text"]
-# Modules by the end of their names, and what their first argument is called in the statistics; of those that read the same, one.
+# Modules by the end of their names, and what the statistics call their first argument; of those that read the same, one.
 MODULES = {"q_proj": "attention", "q_a_proj": "attention", "in_proj_qkvz": "attention",
-           "q_b_proj": "query_latent", "kv_b_proj": "key_value_latent", "o_proj": "attention_output", "out_proj": "attention_output",
+           "q_b_proj": "query_latent", "kv_b_proj": "key_value_latent",
+           "o_proj": "attention_output", "out_proj": "attention_output",
            "mlp.down_proj": "mlp_down", "shared_experts.down_proj": "mlp_down", "shared_expert.down_proj": "mlp_down",
            "feed_forward.down_proj": "mlp_down", "lm_head": "head", "mlp": "mlp", "feed_forward": "mlp"}
 
@@ -37,7 +38,8 @@ class Sums:
                     self.watch(module, index, found)
             if reference.moe_of(layer):
                 _, router, experts = reference.moe_of(layer)
-                self.handles.append(router.register_forward_hook(lambda m, a, o, i=index, e=experts: self.routing(m, a, o, i, e)))
+                hook = lambda m, args, out, i=index, e=experts: self.routing(m, args, out, i, e)
+                self.handles.append(router.register_forward_hook(hook))
             if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "kv_b_proj"):
                 self.watch_latent(layer.self_attn, index)
 
@@ -56,8 +58,11 @@ class Sums:
         latent = {}
         self.handles.append((getattr(attention, "q_b_proj", None) or attention.q_proj).register_forward_hook(seen))
         self.handles.append(attention.kv_a_layernorm.register_forward_hook(lambda m, a, out: latent.update(x=out[0].double())))
-        self.handles.append(attention.register_forward_hook(lambda m, a, out: self.add(
-            index, "attended_latent", squares((out[1][0].double() @ latent["x"]).transpose(0, 1).reshape(len(latent["x"]), -1)))))
+
+        def attended(module, args, out):
+            of_heads = out[1][0].double() @ latent["x"]
+            self.add(index, "attended_latent", squares(of_heads.transpose(0, 1).reshape(len(latent["x"]), -1)))
+        self.handles.append(attention.register_forward_hook(attended))
 
     def routing(self, router, args, out, index, experts):
         x = args[0].reshape(-1, args[0].shape[-1])
@@ -135,7 +140,8 @@ def test_a_multi_token_prediction_block_equals_hooks(tmp_path):
     mtp = Mtp(tmp_path, "glm4_moe")
     sequences = models.sequences(1, [25, 40, 7, 2])
     write_task(tmp_path / "t.jsonl", sequences)
-    moetrim("calibrate", tmp_path / "m", "--task", tmp_path / "t.jsonl", "--statistics", "inputs", "--dtype", "fp64", "-o", tmp_path / "s.stats")
+    moetrim("calibrate", tmp_path / "m", "--task", tmp_path / "t.jsonl", "--statistics", "inputs", "--dtype", "fp64",
+            "-o", tmp_path / "s.stats")
     mtp.model.double(), mtp.block.double()
     sums = Sums({mtp.index: mtp.block.mtp_block})
     sums.watch(mtp.block.eh_proj, mtp.index, "joined")

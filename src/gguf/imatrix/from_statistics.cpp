@@ -142,8 +142,8 @@ ImatrixValues values_of(const ImatrixEntry& entry, const std::vector<double>& sq
 bool is_quantised(const GgufPlannedTensor& tensor) {
   const std::string& name = tensor.spec.name;
   const auto says = [&](std::string_view part) { return name.find(part) != std::string::npos; };
-  return tensor.spec.shape.size() > 1 && name.ends_with(".weight") && !says("_norm") && !says("token_embd") && !says("embed_tokens") &&
-         !says("conv1d");
+  return tensor.spec.shape.size() > 1 && name.ends_with(".weight") && !says("_norm") && !says("token_embd") &&
+         !says("embed_tokens") && !says("conv1d");
 }
 
 ImatrixEntry entry_of(const GgufPlannedTensor& tensor, LinearInput input) {
