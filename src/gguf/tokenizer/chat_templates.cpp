@@ -6,6 +6,7 @@
 #include <cctype>
 #include <map>
 #include <string>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -63,7 +64,10 @@ Templates template_files(const fs::path& folder) {
   }
   const fs::path further = folder / "additional_chat_templates";
   if (!fs::is_directory(further)) return templates;
-  for (const auto& entry : fs::directory_iterator(further)) {
+  std::error_code failure;
+  const fs::directory_iterator entries(further, failure);
+  if (failure) throw InvalidInput(fmt::format("{}: {}", further.string(), failure.message()));
+  for (const auto& entry : entries) {
     if (entry.path().extension() != ".jinja") continue;
     const fs::path& file = entry.path();
     add(templates, file.stem().string(), checkpoint_detail::read_text(file, kMaxTemplateBytes), file);

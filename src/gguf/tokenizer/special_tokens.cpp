@@ -134,7 +134,7 @@ class Finder {
     if (token != nullptr && id == nullptr) set(role, token->id);
     if (token != nullptr && (id == nullptr || *id == token->id)) return true;
     note(fmt::format("the tokenizer puts {} {} a text, which llama.cpp cannot; a chat template that does is not concerned",
-                     fmt::join(tokens, ""), where));
+                     in_quotes(fmt::format("{}", fmt::join(tokens, ""))), where));
     return false;
   }
 
