@@ -25,16 +25,22 @@ struct ExportFlags {
     command.add_option("-o,--output", output, "File to write, named .gguf")->required();
     command.add_option("--dtype", dtype, "Type of matrices: f32, f16, bf16 or q8_0; norms, routers and biases are f32")
         ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}))->capture_default_str();
-    CLI::Option* by_plan = command.add_option("--plan", plan, "Prune on the way: a plan that keeps, drops, moves or repeats whole experts");
-    command.add_option("--shard-size", shard_size, "Largest file, for example 40GB: OUT-00001-of-0000N.gguf; without it one file");
-    CLI::Option* without = command.add_flag("--no-tokenizer", no_tokenizer, "Leave the tokenizer out: the file then takes token ids only");
-    command.add_option("--pretokenizer", pretokenizer, "llama.cpp's name of the pre-tokenizer, where its shape does not tell, for example qwen2")
-        ->excludes(without);
-    command.add_option("--mtp", mtp, "Multi-token-prediction blocks: prune as the plan says (without one: keep), keep whole, or drop")
+    CLI::Option* by_plan = command.add_option("--plan", plan,
+                                              "Prune on the way: a plan that keeps, drops, moves or repeats whole experts");
+    command.add_option("--shard-size", shard_size,
+                       "Largest file, for example 40GB: OUT-00001-of-0000N.gguf; without it one file");
+    CLI::Option* without = command.add_flag("--no-tokenizer", no_tokenizer,
+                                            "Leave the tokenizer out: the file then takes token ids only");
+    command.add_option("--pretokenizer", pretokenizer,
+                       "llama.cpp's name of the pre-tokenizer, where its shape does not tell, for example qwen2")->excludes(without);
+    command.add_option("--mtp", mtp,
+                       "Multi-token-prediction blocks: prune as the plan says (without one: keep), keep whole, or drop")
         ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
-    command.add_option("--writers", writers, "Threads; the bytes are the same")->check(CLI::Range(1, 256))->capture_default_str();
+    command.add_option("--writers", writers, "Threads; the bytes are the same")
+        ->check(CLI::Range(1, 256))->capture_default_str();
     command.add_flag("--overwrite", overwrite, "Replace a GGUF file of that name");
-    command.add_flag("--allow-other-checkpoint", other, "Use a plan that was made for another checkpoint of the same shape")->needs(by_plan);
+    command.add_flag("--allow-other-checkpoint", other,
+                     "Use a plan that was made for another checkpoint of the same shape")->needs(by_plan);
     command.add_flag("--dry-run", dry_run, "Say bytes, files, disk and memory; write nothing");
   }
 
@@ -46,8 +52,8 @@ struct ExportFlags {
     const GgufExport request = prepare_gguf_export(
         model, {.type = parse_gguf_dtype(dtype), .plan = pruning ? &*pruning : nullptr, .mtp = parse_mtp(mtp),
                 .allow_other_checkpoint = other, .tokenizer = !no_tokenizer, .pretokenizer = pretokenizer});
-    const GgufTarget target{.file = output, .shard_bytes = shard_size.empty() ? 0 : parse_bytes(shard_size), .overwrite = overwrite,
-                            .writers = writers, .stop = &stop_requested};
+    const GgufTarget target{.file = output, .shard_bytes = shard_size.empty() ? 0 : parse_bytes(shard_size),
+                            .overwrite = overwrite, .writers = writers, .stop = &stop_requested};
     const GgufExportEstimate estimate = describe_gguf_export(request, target);
     if (!dry_run) {
       Progress line("export", "B", session.quiet);
@@ -74,14 +80,15 @@ struct ExportFlags {
     json["notes"] = request.notes;
     if (!dry_run) {
       const auto count = e.files.size() > 1 ? fmt::format(" and {} more", e.files.size() - 1) : "";
-      return {json, fmt::format("{}, {} tensors, {} ({}), in {}{}\n", architecture, request.tensors.size(), human_bytes(e.tensor_bytes), types,
-                                e.files.front().string(), count)};
+      return {json, fmt::format("{}, {} tensors, {} ({}), in {}{}\n", architecture, request.tensors.size(),
+                                human_bytes(e.tensor_bytes), types, e.files.front().string(), count)};
     }
     json["disk_bytes"] = e.disk_bytes;
     json["free_disk_bytes"] = e.free_disk_bytes;
     json["peak_memory_bytes"] = e.peak_memory_bytes;
-    return {json, fmt::format("weights  {} ({})\nfiles    {}\ndisk     {} needed, {} free\nmemory   {}\n", human_bytes(e.tensor_bytes), types,
-                              e.files.size(), human_bytes(e.disk_bytes), human_bytes(e.free_disk_bytes), human_bytes(e.peak_memory_bytes))};
+    return {json, fmt::format("weights  {} ({})\nfiles    {}\ndisk     {} needed, {} free\nmemory   {}\n",
+                              human_bytes(e.tensor_bytes), types, e.files.size(), human_bytes(e.disk_bytes),
+                              human_bytes(e.free_disk_bytes), human_bytes(e.peak_memory_bytes))};
   }
 };
 

@@ -1,5 +1,5 @@
-// Phi-3.5-MoE: biases everywhere, LongRoPE. llama.cpp has neither its LayerNorm nor SparseMixer, so nothing it loads as phimoe
-// computes what transformers computes.
+// Phi-3.5-MoE: biases everywhere, LongRoPE. llama.cpp has neither its LayerNorm nor SparseMixer, so nothing that it loads as
+// phimoe computes what transformers computes.
 
 #include <array>
 
@@ -31,9 +31,9 @@ void more(const GgufSource& source, GgufKeys& keys) {
   add_longrope_factors(source, keys);
   const std::array<std::string_view, 1> window{"sliding_window"};
   if (source.find(window) == nullptr) keys.whole("attention.sliding_window", 0);
-  keys.notes.emplace_back("llama.cpp's phimoe normalises without taking the mean off, and weighs experts by plain softmax, where the model "
-                          "has LayerNorm and SparseMixer: its probabilities differ from transformers' whoever writes the file. Measure the "
-                          "result.");
+  keys.notes.emplace_back("llama.cpp's phimoe normalises without taking the mean off, and weighs experts by plain softmax, "
+                          "where the model has LayerNorm and SparseMixer: its probabilities differ from transformers' whoever "
+                          "writes the file. Measure the result.");
 }
 
 }  // namespace

@@ -32,8 +32,9 @@ std::uint16_t to_f16(float value) {
   const std::uint32_t sign = bits >> 16U & 0x8000U, size = bits & 0x7FFFFFFFU;
   constexpr std::uint32_t kLeastNormal = 0x38800000;  // 2^-14
   // Adding 0.5 leaves steps of 2^-24 in the last bits, rounded as fp32 rounds.
-  const std::uint32_t half = size >= kLeastNormal ? (size + 0xFFFU + ((size >> 13U) & 1U) - 0x38000000U) >> 13U
-                                                  : std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + 0.5F) - 0x3F000000U;
+  const std::uint32_t half = size >= kLeastNormal
+                                 ? (size + 0xFFFU + ((size >> 13U) & 1U) - 0x38000000U) >> 13U
+                                 : std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + 0.5F) - 0x3F000000U;
   return static_cast<std::uint16_t>(sign | half);
 }
 
@@ -80,8 +81,8 @@ void check(std::span<const float> values, GgmlType type, std::string_view tensor
   if (fits) return;
   const float wrong = *std::ranges::find_if(values, [&](float value) { return !(std::abs(value) < most); });
   if (!std::isfinite(wrong)) {
-    throw InvalidInput(fmt::format("tensor {}: has a value that is {}; a checkpoint with such values cannot work, so repair it first",
-                                   tensor, std::isnan(wrong) ? "no number (NaN)" : "infinite"));
+    throw InvalidInput(fmt::format("tensor {}: has a value that is {}; a checkpoint with such values cannot work, so repair "
+                                   "it first", tensor, std::isnan(wrong) ? "no number (NaN)" : "infinite"));
   }
   throw InvalidInput(fmt::format("tensor {}: has the value {:g}, which {} cannot hold; use --dtype f32{}", tensor, wrong,
                                  ggml_layout(type).name, type == GgmlType::bf16 ? "" : " or bf16"));

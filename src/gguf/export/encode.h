@@ -11,8 +11,8 @@
 
 namespace moetrim::gguf_detail {
 
-/// Types that values are converted to: f32, f16 and bf16, rounded to the nearest number, ties to even; and q8_0, blocks of 32
-/// with the scale max|x| / 127, as ggml's reference quantiser computes it.
+/// Types that values are converted to: f32, f16 and bf16, rounded to the nearest number, ties to even; and q8_0, blocks of
+/// 32 with the scale max|x| / 127, as ggml's reference quantiser computes it.
 /// @param values  whole blocks
 /// @param tensor  named in errors
 /// @throws InvalidInput for a value that is no number, infinite, or too large for the type.

@@ -44,12 +44,15 @@ void GgufSource::refuse(const std::string& what) const {
 
 void GgufKeys::whole(std::string_view key, std::int64_t value) {
   if (value < 0 || value > std::numeric_limits<std::uint32_t>::max()) {
-    throw InvalidInput(fmt::format("key {}{}: {} from config.json is no number of 32 bits, which llama.cpp reads", prefix_, key, value));
+    throw InvalidInput(fmt::format("key {}{}: {} from config.json is no number of 32 bits, which llama.cpp reads", prefix_, key,
+                                   value));
   }
   metadata_.set(prefix_ + std::string(key), static_cast<std::uint32_t>(value));
 }
 
-void GgufKeys::real(std::string_view key, double value) { metadata_.set(prefix_ + std::string(key), static_cast<float>(value)); }
+void GgufKeys::real(std::string_view key, double value) {
+  metadata_.set(prefix_ + std::string(key), static_cast<float>(value));
+}
 
 void GgufKeys::flag(std::string_view key, bool value) { metadata_.set(prefix_ + std::string(key), value); }
 

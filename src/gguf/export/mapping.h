@@ -1,7 +1,8 @@
-// How a family's checkpoint is written as an architecture of llama.cpp: tensor names and what is done to the values, keys from
-// config.json, and what that architecture can express. One file per architecture, architectures/NAME.cpp, holds only such data.
+// How a family's checkpoint is written as an architecture of llama.cpp: tensor names and what is done to the values, keys
+// from config.json, and what that architecture can express. One file per architecture, architectures/NAME.cpp, says so.
 //
-// Source of all of them: llama.cpp release v0.5.0, conversion/*.py for names, keys and values, src/models/*.cpp for what is read.
+// Source of all of them: llama.cpp release v0.5.0, conversion/*.py for names, keys and values, src/models/*.cpp for what is
+// computed.
 #pragma once
 
 #include <cstdint>
@@ -78,7 +79,8 @@ struct GgufLiteral {
 /// Keys of the architecture, and what else follows from the config.
 class GgufKeys {
  public:
-  GgufKeys(std::string_view architecture, GgufMetadata& metadata) : prefix_(std::string(architecture) + "."), metadata_(metadata) {}
+  GgufKeys(std::string_view architecture, GgufMetadata& metadata)
+      : prefix_(std::string(architecture) + "."), metadata_(metadata) {}
   void whole(std::string_view key, std::int64_t value);
   void real(std::string_view key, double value);
   void flag(std::string_view key, bool value);

@@ -41,7 +41,8 @@ void add_licence(const GgufSource& source, GgufMetadata& metadata) {
   for (std::string line; std::getline(lines, line);) {
     const auto colon = line.find(": ");
     const std::string key = line.substr(0, colon);
-    metadata.set(key == "license" ? "general.license" : "general.license." + key.substr(key.find('_') + 1), line.substr(colon + 2));
+    const std::string name = key == "license" ? "general.license" : "general.license." + key.substr(key.find('_') + 1);
+    metadata.set(name, line.substr(colon + 2));
   }
 }
 
@@ -62,8 +63,8 @@ void add_yarn(const GgufSource& source, const Rope& rope, GgufKeys& keys) {
   keys.real("rope.scaling.yarn_beta_fast", rope.beta_fast);
   keys.real("rope.scaling.yarn_beta_slow", rope.beta_slow);
   if (rope.beta_fast != 32.0 || rope.beta_slow != 1.0) {
-    keys.notes.push_back(fmt::format("Run llama.cpp with --yarn-beta-fast {0} --yarn-beta-slow {1}: the file says so too, but llama.cpp takes "
-                                     "32 and 1 unless it is told.", rope.beta_fast, rope.beta_slow));
+    keys.notes.push_back(fmt::format("Run llama.cpp with --yarn-beta-fast {} --yarn-beta-slow {}: the file says so too, but "
+                                     "llama.cpp takes 32 and 1 unless it is told.", rope.beta_fast, rope.beta_slow));
   }
   // For latent attention it derives none where there is a yarn_log_multiplier.
   const double derived = rope.factor <= 1 || source.model->latent.rank > 0 ? 1 : 0.1 * std::log(rope.factor) + 1;
@@ -95,11 +96,12 @@ void check_layers(const GgufSource& source, const GgufMapping& mapping) {
   for (int layer = 0; layer < source.blocks(); ++layer) {
     const LayerTensors& tensors = model.layer[static_cast<std::size_t>(layer)];
     if (!tensors.sparse && !mapping.dense_layers) {
-      source.refuse(fmt::format("layer {} has no experts; llama.cpp's {} has some in every layer", layer, mapping.architecture));
+      source.refuse(fmt::format("layer {} has no experts; llama.cpp's {} has some in every layer", layer,
+                                mapping.architecture));
     }
     if (tensors.window > 0 && !mapping.windows && tensors.window < model.rope.max_positions) {
-      source.refuse(fmt::format("layer {} looks back {} tokens of {}; llama.cpp's {} always looks back over all of them. Set sliding_window "
-                                "to null to export it so, for contexts up to that length",
+      source.refuse(fmt::format("layer {} looks back {} tokens of {}; llama.cpp's {} always looks back over all of them. Set "
+                                "sliding_window to null to export it so, for contexts up to that length",
                                 layer, tensors.window, model.rope.max_positions, mapping.architecture));
     }
   }
@@ -110,8 +112,8 @@ void check_gates(const GgufSource& source, const GgufMapping& mapping, GgufKeys&
   if (!mapping.normalises_gates) {
     keys.flag("expert_weights_norm", normalises);
   } else if (*mapping.normalises_gates != normalises) {
-    source.refuse(fmt::format("gates are {}divided by their sum (norm_topk_prob); in llama.cpp's {} they {}", normalises ? "" : "not ",
-                              mapping.architecture, normalises ? "never are" : "always are"));
+    source.refuse(fmt::format("gates are {}divided by their sum (norm_topk_prob); in llama.cpp's {} they {}",
+                              normalises ? "" : "not ", mapping.architecture, normalises ? "never are" : "always are"));
   }
   if (mapping.scales_gates) {
     keys.real("expert_weights_scale", source.routed_scale);
@@ -159,8 +161,8 @@ void add_model_keys(const GgufSource& source, const GgufMapping& mapping, GgufKe
   const Model& model = *source.model;
   check_layers(source, mapping);
   if (mapping.square_queries && model.heads * model.head_dim != model.hidden) {
-    source.refuse(fmt::format("queries have {} heads of {}; llama.cpp's {} expects the hidden size, {}", model.heads, model.head_dim,
-                              mapping.architecture, model.hidden));
+    source.refuse(fmt::format("queries have {} heads of {}; llama.cpp's {} expects the hidden size, {}", model.heads,
+                              model.head_dim, mapping.architecture, model.hidden));
   }
   keys.whole("vocab_size", model.vocabulary);
   keys.whole("block_count", source.blocks());

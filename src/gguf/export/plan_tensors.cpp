@@ -25,6 +25,11 @@ bool is_stacked(const Weight& weight) {
   return weight.fused() || (where_of(weight.rule->role) == Where::experts && weight.rule->axes.front() == Axis::E);
 }
 
+/// One weight per expert.
+bool is_expert_matrix(Role role) {
+  return role == Role::expert_gate || role == Role::expert_up || role == Role::expert_down;
+}
+
 /// Slots in their order, of a weight with one row for every expert.
 RowList slot_rows(const GgufSource& source, int layer) {
   const auto slots = source.slots(layer);
@@ -33,7 +38,8 @@ RowList slot_rows(const GgufSource& source, int layer) {
 
 class Planner {
  public:
-  Planner(const GgufSource& source, const GgufMapping& mapping, GgmlType type) : source_(source), mapping_(mapping), type_(type) {}
+  Planner(const GgufSource& source, const GgufMapping& mapping, GgmlType type)
+      : source_(source), mapping_(mapping), type_(type) {}
 
   std::vector<GgufPlannedTensor> run() {
     add_layer(-1);
@@ -48,7 +54,7 @@ class Planner {
     check_roles(layer);
     for (const GgufTensorRule& rule : mapping_.tensors) {
       if ((where_of(rule.role) == Where::model) != (layer < 0)) continue;
-      if (rule.role == Role::expert_gate || rule.role == Role::expert_up || rule.role == Role::expert_down) {
+      if (is_expert_matrix(rule.role)) {
         add_experts(rule, layer);
       } else if (const Weight& weight = weight_of(rule.role, layer); weight) {
         add(rule, weight, layer);
@@ -70,7 +76,10 @@ class Planner {
                                        model().checkpoint->folder().string(), weight.values()->name, mapping_.architecture));
       }
     };
-    for (std::size_t role = 0; role < kRoleCount; ++role) check(static_cast<Role>(role), weight_of(static_cast<Role>(role), layer));
+    for (std::size_t i = 0; i < kRoleCount; ++i) {
+      const auto role = static_cast<Role>(i);
+      check(role, weight_of(role, layer));
+    }
     if (layer < 0) return;
     for (const auto& matrices : model().layer[static_cast<std::size_t>(layer)].experts) {
       constexpr std::array kRoles{Role::expert_gate, Role::expert_up, Role::expert_down};
@@ -85,7 +94,8 @@ class Planner {
     GgufPlannedTensor tensor;
     for (const int expert : slots(layer)) tensor.slabs.push_back({&experts[static_cast<std::size_t>(expert)][matrix]});
     const MatrixShape shape = matrix_shape(model(), *tensor.slabs.front().weight);
-    finish(std::move(tensor), rule, layer, shape.outputs, shape.inputs, {tensor_extent(shape.inputs), tensor_extent(shape.outputs)});
+    finish(std::move(tensor), rule, layer, shape.outputs, shape.inputs,
+           {tensor_extent(shape.inputs), tensor_extent(shape.outputs)});
   }
 
   std::vector<int> slots(int layer) const {
@@ -100,7 +110,8 @@ class Planner {
     const MatrixShape shape = matrix_shape(model(), weight);
     const bool by_expert = expert_axis_of(*weight.rule) < weight.rule->axes.size();
     GgufPlannedTensor tensor;
-    const RowList rows = by_expert && !is_stacked(weight) ? slot_rows(source_, layer) : rows_of(source_, rule, shape.outputs);
+    const RowList rows =
+        by_expert && !is_stacked(weight) ? slot_rows(source_, layer) : rows_of(source_, rule, shape.outputs);
     if (is_stacked(weight)) {
       for (const int expert : slots(layer)) tensor.slabs.push_back({&weight, expert, rows});
     } else {
@@ -140,9 +151,7 @@ class Planner {
   void finish(GgufPlannedTensor tensor, const GgufTensorRule& rule, int layer, std::int64_t rows, std::int64_t cols,
               std::vector<std::uint64_t> shape) {
     const Weight& weight = *tensor.slabs.front().weight;
-    const Role role = rule.role;
-    const bool stacked = is_stacked(weight) || role == Role::expert_gate || role == Role::expert_up || role == Role::expert_down;
-    if (stacked) shape.push_back(tensor.slabs.size());
+    if (is_stacked(weight) || is_expert_matrix(rule.role)) shape.push_back(tensor.slabs.size());
     tensor.rows = rows;
     tensor.cols = cols;
     tensor.change = change_of(rule.operation);
@@ -182,7 +191,8 @@ MatrixShape matrix_shape(const Model& model, const Weight& weight) {
 
 GgmlType stored_type(std::string_view name, const std::vector<std::uint64_t>& shape, GgmlType type) {
   // Matrices that llama.cpp's operations take as f32 alone.
-  constexpr std::array<std::string_view, 3> kAlways = {".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight"};
+  constexpr std::array<std::string_view, 3> kAlways = {".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight",
+                                                       ".ssm_conv1d.weight"};
   const bool single = std::ranges::any_of(kAlways, [&](std::string_view end) { return name.ends_with(end); });
   if (shape.size() <= 1 || single || !name.ends_with(".weight") || name.ends_with("_norm.weight")) return GgmlType::f32;
   const GgmlLayout& layout = ggml_layout(type);

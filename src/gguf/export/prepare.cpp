@@ -34,16 +34,16 @@ const GgufMapping& mapping_of(const Model& model) {
     const GgufArchitecture* known = gguf_architecture_of(family->name);
     if (known != nullptr && gguf_detail::find_mapping(known->name) != nullptr) names.push_back(family->name);
   }
-  throw InvalidInput(fmt::format("{}: family {} is not written as GGUF{}; those that are: {}", model.checkpoint->folder().string(),
-                                 model.family->name, architecture == nullptr ? ", since llama.cpp does not have it" : "",
-                                 fmt::join(names, ", ")));
+  throw InvalidInput(fmt::format("{}: family {} is not written as GGUF{}; those that are: {}",
+                                 model.checkpoint->folder().string(), model.family->name,
+                                 architecture == nullptr ? ", since llama.cpp does not have it" : "", fmt::join(names, ", ")));
 }
 
 void check_source(const Model& model) {
   const auto& config = model.checkpoint->config();
   if (config.contains("moetrim_slim")) {
-    throw InvalidInput(fmt::format("{}: \"moetrim_slim\" lists experts of different widths or numbers; llama.cpp has one number for "
-                                   "all layers. Write the checkpoint again from a plan with a uniform number and width",
+    throw InvalidInput(fmt::format("{}: \"moetrim_slim\" lists experts of different widths or numbers; llama.cpp has one "
+                                   "number for all layers. Write the checkpoint again from a plan with a uniform number and width",
                                    (model.checkpoint->folder() / "config.json").string()));
   }
 }
@@ -52,27 +52,28 @@ void check_source(const Model& model) {
 std::string_view beyond_pruning(const Plan& plan) {
   const auto any = [&](const auto& has) { return std::ranges::any_of(plan.layers, has); };
   if (merges(plan)) return "merges experts";
-  if (plan.width != 0 || any([](const PlanLayer& layer) { return !layer.atoms.empty(); })) return "cuts experts to fewer atomic experts";
+  if (plan.width != 0 || any([](const PlanLayer& layer) { return !layer.atoms.empty(); })) {
+    return "cuts experts to fewer atomic experts";
+  }
   if (any([](const PlanLayer& layer) { return !layer.scale.empty(); })) return "scales experts";
   if (any([](const PlanLayer& layer) { return !layer.silence.empty(); })) return "silences experts";
   if (any([](const PlanLayer& layer) { return !layer.constant.empty(); })) return "replaces experts by constants";
   if (any([](const PlanLayer& layer) { return !layer.smooth.empty(); })) return "smooths activations";
   if (plan.noise != 0) return "adds noise to copies of experts";
-  if (plan.counts == LayerCounts::listed) return "keeps different numbers of experts in different layers";
   return {};
 }
 
 void check_export_plan(const Model& model, const GgufExportOptions& options) {
   const Plan& plan = *options.plan;
   check_plan(model, plan, options.allow_other_checkpoint ? std::string() : model.checkpoint->fingerprint(), options.mtp);
+  if (plan.counts == LayerCounts::listed) {
+    throw InvalidInput("the plan keeps different numbers of experts in different layers; llama.cpp has one number for all. "
+                       "Make a plan with the same number in every layer (plan --keep)");
+  }
   const std::string_view beyond = beyond_pruning(plan);
   if (beyond.empty()) return;
-  if (plan.counts == LayerCounts::listed) {
-    throw InvalidInput("the plan keeps different numbers of experts in different layers; llama.cpp has one number for all. Make a "
-                       "plan with the same number in every layer (plan --keep)");
-  }
-  throw InvalidInput(fmt::format("the plan {}, which export does not do on the way; write the checkpoint with moetrim rewrite, and "
-                                 "export that without --plan", beyond));
+  throw InvalidInput(fmt::format("the plan {}, which export does not do on the way; write the checkpoint with moetrim rewrite, "
+                                 "and export that without --plan", beyond));
 }
 
 /// Keys of the language model beside the outer ones, which they replace.
@@ -95,7 +96,8 @@ GgufSource source_of(const Model& model, const GgufExportOptions& options) {
   source.model = &model;
   source.plan = options.plan;
   source.mtp = options.plan == nullptr && options.mtp == Mtp::prune ? Mtp::keep : options.mtp;
-  source.config = flat_config(options.plan == nullptr ? model.checkpoint->config() : rewrite_config(model, *options.plan, options.mtp));
+  source.config = flat_config(options.plan == nullptr ? model.checkpoint->config()
+                                                      : rewrite_config(model, *options.plan, options.mtp));
   source.experts = options.plan == nullptr ? model.experts : options.plan->keep;
   const bool other_top = options.plan != nullptr && options.plan->experts_per_token_after > 0;
   source.experts_per_token = other_top ? options.plan->experts_per_token_after : model.experts_per_token;
@@ -110,17 +112,17 @@ GgufSource source_of(const Model& model, const GgufExportOptions& options) {
 void check_mtp(const GgufSource& source, const GgufMapping& mapping) {
   const Model& model = *source.model;
   if (source.mtp_layers() == 0) return;
-  const bool known = std::ranges::any_of(mapping.tensors, [](const auto& rule) { return rule.role == Role::mtp_projection; });
-  if (!known) {
-    throw InvalidInput(fmt::format("{}: llama.cpp's {} has no multi-token prediction; leave the {} block(s) out with --mtp drop",
-                                   model.checkpoint->folder().string(), mapping.architecture, model.mtp_layers));
+  const auto& rules = mapping.tensors;
+  if (std::ranges::find(rules, Role::mtp_projection, &gguf_detail::GgufTensorRule::role) == rules.end()) {
+    throw InvalidInput(fmt::format("{}: llama.cpp's {} has no multi-token prediction; leave the {} block(s) out with --mtp "
+                                   "drop", model.checkpoint->folder().string(), mapping.architecture, model.mtp_layers));
   }
   for (int layer = static_cast<int>(model.layers); layer < source.blocks(); ++layer) {
     const auto slots = source.slots(layer);
     const std::int64_t experts = slots.empty() ? model.experts_in(layer) : static_cast<std::int64_t>(slots.size());
     if (!model.layer[static_cast<std::size_t>(layer)].sparse || experts == source.experts) continue;
-    throw InvalidInput(fmt::format("{}: the multi-token-prediction block, layer {}, would have {} experts beside {} in the layers; "
-                                   "llama.cpp has one number for all. Prune it with the layers, or leave it out with --mtp drop",
+    throw InvalidInput(fmt::format("{}: the multi-token-prediction block, layer {}, would have {} experts beside {} in the "
+                                   "layers; llama.cpp has one number for all. Prune it too, or leave it out with --mtp drop",
                                    model.checkpoint->folder().string(), layer, experts, source.experts));
   }
 }
@@ -149,10 +151,10 @@ void add_tokenizer(const Model& model, const GgufExportOptions& options, GgufExp
 std::vector<std::string> notes_of(const GgufSource& source) {
   std::vector<std::string> notes;
   const auto& untouched = source.model->family->untouched;
-  const bool towers = !untouched.empty() && std::ranges::any_of(source.model->checkpoint->tensors(), [&](const Tensor& tensor) {
-    return source.model->family->leaves_untouched(tensor.name);
-  });
-  if (towers) notes.push_back("Only the language model is written; of the vision tower llama.cpp wants a file of its own (mmproj).");
+  const auto of_tower = [&](const Tensor& tensor) { return source.model->family->leaves_untouched(tensor.name); };
+  if (!untouched.empty() && std::ranges::any_of(source.model->checkpoint->tensors(), of_tower)) {
+    notes.emplace_back("Only the language model is written; of the vision tower llama.cpp wants a file of its own (mmproj).");
+  }
   if (source.plan != nullptr) {
     for (auto& warning : rewrite_warnings(*source.model, *source.plan, source.mtp)) notes.push_back(std::move(warning));
   }

@@ -44,7 +44,9 @@ Position position(const GgufExport& request, const GgufPiece& piece) {
   const GgufSlab& slab = tensor.slabs[piece.slab];
   const Tensor& values = *slab.weight->values();
   std::uint64_t begin = values.offset + slab_begin(slab);
-  if (!slab.weight->packed()) begin += static_cast<std::uint64_t>(source_row(slab, piece.begin)) * row_bytes(*slab.weight, tensor.cols);
+  if (!slab.weight->packed()) {
+    begin += static_cast<std::uint64_t>(source_row(slab, piece.begin)) * row_bytes(*slab.weight, tensor.cols);
+  }
   return {values.file, begin};
 }
 
@@ -78,7 +80,9 @@ std::vector<GgufPiece> pieces_of(const GgufExport& request) {
     for (std::uint32_t s = 0; s < tensor.slabs.size(); ++s) {
       const bool by_rows = reads_rows(*request.model, tensor, tensor.slabs[s]);
       const std::int64_t step = by_rows ? std::max<std::int64_t>(1, kPieceValues / tensor.cols) : tensor.rows;
-      for (std::int64_t row = 0; row < tensor.rows; row += step) pieces.push_back({t, s, row, std::min(tensor.rows, row + step)});
+      for (std::int64_t row = 0; row < tensor.rows; row += step) {
+        pieces.push_back({t, s, row, std::min(tensor.rows, row + step)});
+      }
     }
   }
   std::ranges::stable_sort(pieces, {}, [&](const GgufPiece& piece) { return position(request, piece); });

@@ -16,7 +16,7 @@ struct GgufPiece {
   std::int64_t begin = 0, end = 0;
 };
 
-/// Blocks of rows where rows can be read by themselves, else whole slabs; in the order in which their bytes lie in the source.
+/// Blocks of rows where rows can be read by themselves, else whole slabs; in the order in which they lie in the source.
 std::vector<GgufPiece> pieces_of(const GgufExport& request);
 /// Memory for the largest of them: what is read, its values and what is written.
 std::uint64_t piece_memory(const GgufExport& request, std::span<const GgufPiece> pieces);

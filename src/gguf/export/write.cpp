@@ -58,8 +58,12 @@ std::vector<fs::path> file_names(const GgufTarget& target, std::size_t count) {
 void check_free(const std::vector<fs::path>& names, bool overwrite) {
   for (const fs::path& name : names) {
     if (!fs::exists(fs::symlink_status(name))) continue;
-    if (!overwrite) throw UsageError(fmt::format("output {} exists; name another, or replace it with --overwrite", name.string()));
-    if (!is_gguf_file(name)) throw UsageError(fmt::format("output {} exists and is no GGUF file, so it is not replaced", name.string()));
+    if (!overwrite) {
+      throw UsageError(fmt::format("output {} exists; name another, or replace it with --overwrite", name.string()));
+    }
+    if (!is_gguf_file(name)) {
+      throw UsageError(fmt::format("output {} exists and is no GGUF file, so it is not replaced", name.string()));
+    }
   }
 }
 
@@ -128,15 +132,20 @@ class GgufExportRun {
           gguf_detail::encode(reader.read(tensor, *piece), tensor.spec.type, tensor.spec.name, bytes);
         }
         const Place place = places_[piece->tensor];
-        const std::uint64_t row = tensor.slabs.empty() ? 0 : tensor.spec.bytes() / tensor.slabs.size() / static_cast<std::uint64_t>(tensor.rows);
-        const std::uint64_t first = piece->slab * static_cast<std::uint64_t>(tensor.rows) + static_cast<std::uint64_t>(piece->begin);
-        writers_[place.file]->write_at(place.index, first * row, bytes);
+        writers_[place.file]->write_at(place.index, begin_of(tensor, *piece), bytes);
         report(bytes.size());
       }
     } catch (...) {
       const std::lock_guard lock(mutex_);
       if (!failure_) failure_ = std::current_exception();
     }
+  }
+
+  /// Byte of the tensor.
+  static std::uint64_t begin_of(const GgufPlannedTensor& tensor, const GgufPiece& piece) {
+    if (tensor.slabs.empty()) return 0;
+    const auto rows = static_cast<std::uint64_t>(tensor.rows);
+    return (piece.slab * rows + static_cast<std::uint64_t>(piece.begin)) * (tensor.spec.bytes() / (tensor.slabs.size() * rows));
   }
 
   const GgufPiece* take() {
@@ -191,8 +200,8 @@ GgufExportEstimate describe_gguf_export(const GgufExport& request, const GgufTar
 void write_gguf_export(const GgufExport& request, const GgufTarget& target, const GgufExportProgress& progress) {
   const GgufExportEstimate estimate = describe_gguf_export(request, target);
   if (estimate.disk_bytes > estimate.free_disk_bytes) {
-    throw OutOfResources(fmt::format("{}: {} bytes are needed on disk, {} are free", estimate.files.front().string(), estimate.disk_bytes,
-                                     estimate.free_disk_bytes));
+    throw OutOfResources(fmt::format("{}: {} bytes are needed on disk, {} are free", estimate.files.front().string(),
+                                     estimate.disk_bytes, estimate.free_disk_bytes));
   }
   GgufExportRun(request, target, progress).run(assign_files(request, target.shard_bytes), estimate.files);
 }
