@@ -214,6 +214,28 @@ def test_special_tokens_and_templates(chat, export):
         assert not model.is_end(ids["<|begin|>"])
 
 
+def test_what_llama_cpp_does_otherwise_is_said(trained, export):
+    tokenizer = with_added(trained[True], token("[gMASK]"), token("<sop>"), token("<mask>", lstrip=True), token("<end>"))
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split(QWEN2), BYTES]}
+    tokenizer["normalizer"] = {"type": "NFC"}
+    tokenizer["model"]["ignore_merges"] = True
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "pair": [], "special_tokens": {
+        text: {"id": text, "ids": [tokenizer["added_tokens"][i]["id"]], "tokens": [text]} for i, text in enumerate(["[gMASK]", "<sop>"])},
+        "single": [{"SpecialToken": {"id": text, "type_id": 0}} for text in ("[gMASK]", "<sop>")] + [{"Sequence": {"id": "A", "type_id": 0}}]}
+    ends = [entry["id"] for entry in tokenizer["added_tokens"]]
+    file, notes = export(tokenizer, files={"tokenizer_config.json": {"add_bos_token": True, "eos_token": "<end>"},
+                                           "generation_config.json": {"eos_token_id": ends}})
+    for sentence in ("does not compose characters (NFC)", "a word whole that is a token, llama.cpp's qwen2 does not",
+                     "leaves the white space beside '<mask>'", "puts '[gMASK]<sop>' before a text",
+                     "says add_bos_token true", "will not stop at '<mask>'"):
+        assert sentence in notes, (sentence, notes)
+    keys = metadata(file)
+    assert (keys["tokenizer.ggml.add_bos_token"], keys["tokenizer.ggml.eos_token_id"]) == (False, ends[3])
+    with llama_cpp.Model(file, vocab_only=True) as model:
+        theirs = Tokenizer.from_str(json.dumps(tokenizer))
+        assert model.tokenize("a b", add_special=True) == theirs.encode("a b", add_special_tokens=False).ids
+
+
 def test_keys_equal_those_of_llama_cpps_converter(chat, export, tmp_path):
     """Of the demo model and the tokenizer above; pre-tokenizers are named to it, since it knows published tokenizers alone."""
     tokenizer, files, _ = chat
