@@ -158,9 +158,13 @@ GgufMoe describe(const GgufModel& file, const Report& report) {
 void check_numbering(const GgufMoe& model, const Report& report) {
   std::set<int> seen;
   for (const GgufPlace& place : model.places) seen.insert(place.block);
+  std::vector<int> missing;
   for (int block = 0; block < model.layers(); ++block) {
-    if (!seen.contains(block)) report(fmt::format("blk.{}", block), fmt::format("has no tensors, and {} is {}", model.key("block_count"), model.blocks));
+    if (!seen.contains(block)) missing.push_back(block);
   }
+  if (missing.empty()) return;
+  const std::string others = missing.size() > 1 ? fmt::format(", nor have {} others", missing.size() - 1) : "";
+  report(fmt::format("blk.{}", missing.front()), fmt::format("has no tensors{}, and {} is {}", others, model.key("block_count"), model.blocks));
 }
 
 }  // namespace
