@@ -17,7 +17,8 @@ bool has_inputs(const StatisticsManifest& manifest);
 void announce_inputs(StatisticsManifest& manifest);
 /// For sums without their inputs.
 void forget_inputs(StatisticsManifest& manifest);
-/// Layers that have a file, ascending: all decoder layers, and multi-token-prediction blocks that were measured.
+/// Layers that have a file, ascending: all decoder layers, and multi-token-prediction blocks that were measured; none where
+/// inputs were not. @throws InvalidInput for more layers than any model has
 std::vector<int> input_layers(const StatisticsManifest& manifest);
 
 /// All zeros, for a layer of the manifest.

@@ -34,10 +34,15 @@ struct PlanOption {
     if (required) option->required();
     command.add_option("--mtp", mtp, "Multi-token-prediction blocks: cut like the layers, or left out")
         ->check(CLI::IsMember({"prune", "drop"}))
+        ->needs(option)
         ->capture_default_str();
   }
-  Imatrix apply(Imatrix matrix) const {
-    return plan.empty() ? std::move(matrix) : slice_imatrix(std::move(matrix), read_plan(plan), parse_mtp(mtp));
+  /// @param model  that the plan must be of, or null where none is known
+  Imatrix apply(Imatrix matrix, const Model* model = nullptr) const {
+    if (plan.empty()) return matrix;
+    const Plan read = read_plan(plan);
+    if (model != nullptr) check_plan(*model, read, model->checkpoint->fingerprint(), parse_mtp(mtp));
+    return slice_imatrix(std::move(matrix), read, parse_mtp(mtp));
   }
 };
 
@@ -168,7 +173,7 @@ void add_write(CLI::App& imatrix, Session& session) {
       const Model model = describe(checkpoint);
       flags->request.statistics = flags->statistics;
       session.note_part(read_statistics_manifest(flags->statistics));
-      write(session, flags->plan.apply(imatrix_of_statistics(model, flags->request)), flags->output);
+      write(session, flags->plan.apply(imatrix_of_statistics(model, flags->request), &model), flags->output);
     };
   });
 }

@@ -72,12 +72,13 @@ bool run_routed_tile(const LayerRun& run, const TileTask& task, TurnGate& turn, 
   at::Tensor out = linear(activated, expert.down, expert.down_bias, own.mlp_out);
   WatchedTile watched;
   if (run.watch != nullptr) watched = run.watch->watch_routed(task, input, activated, out, worker);
+  const ExpertInputs inputs = run.inputs != nullptr ? ExpertInputs(input, activated) : ExpertInputs();
   at::Tensor norms = at::empty({out.size(0)}, out.options().dtype(at::kFloat));
   at::Tensor max_abs = at::empty_like(norms);
   if (!turn.wait(task.number)) return false;
   kernels::scatter_rows(run.context.numerics, out, tile.tokens, tile.gates, run.sum, norms, max_abs);
   if (run.watch != nullptr) run.watch->add(task, watched);
-  if (run.inputs != nullptr) run.inputs->add_expert(task, run.rows, run.routed.experts_per_token, input, activated);
+  if (run.inputs != nullptr) run.inputs->add_expert(task, run.rows, run.routed.experts_per_token, inputs);
   turn.pass();
   store_statistics(run.rows, task.begin, norms, max_abs, run.routed);
   return true;

@@ -107,30 +107,31 @@ void InputWatch::add(const TileInputs& inputs) {
       const auto width = static_cast<std::size_t>(sum.width);
       std::vector<double>& out = out_.of(sum.input);
       grow_to(out, width * static_cast<std::size_t>(out_.tasks));
-      for (std::size_t i = 0; i < width; ++i)
+      for (std::size_t i = 0; i < width; ++i) {
         out[static_cast<std::size_t>(task) * width + i] += sum.squares[part * width + i];
+      }
     }
   }
   next_sequence_ += inputs.parts();
 }
 
-void InputWatch::add_expert(const TileTask& task, const ExpertRows& rows, int experts_per_token, const at::Tensor& input,
-                            const at::Tensor& activated) {
-  const std::int64_t hidden = input.size(1);
-  const std::int64_t width = activated.size(1);
+ExpertInputs::ExpertInputs(const at::Tensor& before, const at::Tensor& between)
+    : input(on_host(before)), activated(on_host(between)) {}
+
+void InputWatch::add_expert(const TileTask& task, const ExpertRows& rows, int experts_per_token, const ExpertInputs& inputs) {
+  const std::int64_t hidden = inputs.input.size(1);
+  const std::int64_t width = inputs.activated.size(1);
   const std::int64_t pairs = static_cast<std::int64_t>(out_.tasks) * out_.experts;
   grow_to(out_.of(LinearInput::expert), static_cast<std::size_t>(pairs * hidden));
   grow_to(out_.of(LinearInput::expert_down), static_cast<std::size_t>(pairs * width));
-  const at::Tensor before = on_host(input);
-  const at::Tensor between = on_host(activated);
   for (std::int64_t i = 0; i < task.end - task.begin; ++i) {
     const std::int64_t token = rows.pairs[static_cast<std::size_t>(task.begin + i)] / experts_per_token;
     const std::int32_t of_task = task_[static_cast<std::size_t>(token)];
     if (of_task < 0) continue;
     const std::int64_t pair = static_cast<std::int64_t>(of_task) * out_.experts + task.expert;
     out_.routed[static_cast<std::size_t>(pair)] += 1;
-    add_squares(out_.of(LinearInput::expert).data() + pair * hidden, before, i);
-    add_squares(out_.of(LinearInput::expert_down).data() + pair * width, between, i);
+    add_squares(out_.of(LinearInput::expert).data() + pair * hidden, inputs.input, i);
+    add_squares(out_.of(LinearInput::expert_down).data() + pair * width, inputs.activated, i);
   }
 }
 

@@ -44,6 +44,14 @@ class TileInputs {
   std::vector<Sum> sums_;
 };
 
+/// What an expert's matrices read in a tile of routed tokens, f32 or f64 on the CPU.
+struct ExpertInputs {
+  at::Tensor input, activated;  ///< [n, H], [n, F]
+
+  ExpertInputs() = default;
+  ExpertInputs(const at::Tensor& before, const at::Tensor& between);
+};
+
 /// One layer's inputs. Tiles are added in the order of their tokens, in each pass over them.
 class InputWatch {
  public:
@@ -54,9 +62,8 @@ class InputWatch {
   /// Before the tiles are run (again).
   void begin_pass();
   void pass(std::int64_t tile, TileInputs inputs);
-  /// In turn. @param input [n, H], @param activated [n, F] rows of a tile of routed tokens
-  void add_expert(const TileTask& task, const ExpertRows& rows, int experts_per_token, const at::Tensor& input,
-                  const at::Tensor& activated);
+  /// In turn.
+  void add_expert(const TileTask& task, const ExpertRows& rows, int experts_per_token, const ExpertInputs& inputs);
   /// @throws InvalidInput when a sum is not finite.
   void finish() const;
 

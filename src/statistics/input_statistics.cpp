@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kFormat = "statistics-inputs-1";  // name and version
 constexpr const char* kSetting = "inputs";
+constexpr int kMostLayers = 1 << 16;  // a manifest's word must not make a list of any length
 
 bool is_moe(const StatisticsManifest& manifest, int layer) {
   return std::binary_search(manifest.moe_layers.begin(), manifest.moe_layers.end(), layer);
@@ -58,8 +59,9 @@ std::array<std::int64_t, kLinearInputs> widths_of(const SafetensorsFile& file, c
     const auto kind = static_cast<LinearInput>(i);
     const Tensor* tensor = file.find(std::string(linear_input_name(kind)));
     if (tensor == nullptr) continue;
-    if (is_of_experts(kind) && shapes.experts == 0)
+    if (is_of_experts(kind) && shapes.experts == 0) {
       fail(file, fmt::format("tensor {}: the layer has no experts", tensor->name));
+    }
     if (tensor->shape.empty() || tensor->shape.back() < 1) {
       fail(file, fmt::format("tensor {}: expected [tasks, width], got a tensor without values", tensor->name));
     }
@@ -111,6 +113,9 @@ void forget_inputs(StatisticsManifest& manifest) {
 
 std::vector<int> input_layers(const StatisticsManifest& manifest) {
   if (!has_inputs(manifest)) return {};
+  if (manifest.layers > kMostLayers || manifest.mtp_layers > kMostLayers) {
+    throw InvalidInput(fmt::format("the manifest speaks of {} layers, which no model has", manifest.layers));
+  }
   std::vector<int> layers(static_cast<std::size_t>(manifest.layers + manifest.mtp_layers));
   std::iota(layers.begin(), layers.end(), 0);
   return layers;

@@ -67,8 +67,9 @@ std::uint32_t whole_key(const GgufFile& file, std::string_view key) {
 std::vector<std::string> datasets_of(const GgufFile& file) {
   const GgufValue* value = file.metadata().find(kDatasetsKey);
   const GgufArray* list = value != nullptr ? std::get_if<GgufArray>(value) : nullptr;
-  if (list == nullptr || list->of != GgufType::string)
+  if (list == nullptr || list->of != GgufType::string) {
     fail(file, fmt::format("key {}: expected a list of strings", kDatasetsKey));
+  }
   return list->texts;
 }
 
@@ -154,8 +155,9 @@ Imatrix open_imatrix(const fs::path& path) {
   check_magic(path);
   const auto open = std::make_shared<OpenImatrix>(OpenImatrix{GgufFile::open(path)});
   const GgufFile& file = open->file;
-  if (file.metadata().text(kTypeKey, path) != kType)
+  if (file.metadata().text(kTypeKey, path) != kType) {
     fail(file, fmt::format("key {} is not \"{}\": not an imatrix", kTypeKey, kType));
+  }
   Imatrix out{.datasets = datasets_of(file),
               .chunk_count = whole_key(file, kChunkCountKey),
               .chunk_size = whole_key(file, kChunkSizeKey),
@@ -176,8 +178,9 @@ void write_imatrix(const fs::path& path, const Imatrix& matrix, bool overwrite) 
   if (fs::exists(path) && !overwrite) {
     throw UsageError(fmt::format("{} exists already; choose another -o, or give --overwrite", path.string()));
   }
-  if (matrix.entries.empty())
+  if (matrix.entries.empty()) {
     throw InvalidInput(path.string() + ": there is nothing to write, the imatrix would have no tensors");
+  }
   std::vector<GgufTensorSpec> specs;
   for (const ImatrixEntry& entry : matrix.entries) {
     specs.push_back(spec_of(entry.name + std::string(kSums), entry.inputs, entry.matrices));

@@ -86,8 +86,9 @@ void check_ids(const Plan& plan) {
 void add(std::vector<float>& to, const std::vector<float>& from, const std::string& tensor) {
   for (std::size_t i = 0; i < to.size(); ++i) {
     to[i] += from[i];
-    if (to[i] > std::numeric_limits<float>::max())
+    if (to[i] > std::numeric_limits<float>::max()) {
       throw InvalidInput(fmt::format("tensor {}: the sums are too large to be added", tensor));
+    }
   }
 }
 
@@ -114,8 +115,9 @@ Imatrix slice_imatrix(Imatrix matrix, const Plan& plan, Mtp mtp) {
     if (entry.of_experts()) entry.matrices = slots.back().size(), ++sliced;
     out.entries.push_back(std::move(entry));
   }
-  if (sliced == 0)
+  if (sliced == 0) {
     throw InvalidInput("the imatrix has no experts' tensors (ffn_..._exps.weight), so that a plan changes nothing in it");
+  }
   out.values = [matrix = std::make_shared<const Imatrix>(std::move(matrix)), from = std::move(from),
                 slots = std::move(slots)](std::size_t i) {
     ImatrixValues values = matrix->values(from[i]);
