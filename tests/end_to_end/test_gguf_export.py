@@ -30,9 +30,11 @@ class Case:
     """A checkpoint, keys that we write otherwise than the converter, and the published name of a class that transformers renamed.
     `mtp`: with a multi-token-prediction block; `unread`: a key of published configs at which the converter stops."""
 
-    def __init__(self, family, layout=None, other_keys=(), published=None, transposed=False, mtp=False, unread=None, more=(), **changes):
+    def __init__(self, family, layout=None, other_keys=(), published=None, transposed=False, mtp=False, unread=None, more=(),
+                 options=(), **changes):
         self.family, self.layout, self.other_keys, self.changes = family, layout, set(other_keys), changes
-        self.published, self.transposed, self.mtp, self.unread, self.more = published, transposed, mtp, unread, list(more)
+        self.published, self.transposed, self.mtp, self.unread = published, transposed, mtp, unread
+        self.more, self.options = list(more), options
 
     def make(self, folder, **more):
         if self.mtp:
@@ -68,7 +70,7 @@ CASES = {
                    rope_parameters=models.rope(kind="longrope", short_factor=LONG, long_factor=LONG, short_mscale=1.25,
                                                long_mscale=1.25, original_max_position_embeddings=512)),
     "qwen3_vl_moe": Case("qwen3_vl_moe", "saved", transposed=True, mlp_only_layers=[]),
-    "deepseek_v3": Case("deepseek_v3", rope_parameters=models.yarn(mscale=0.9, mscale_all_dim=0.9)),
+    "deepseek_v3": Case("deepseek_v3", mtp=True, options=["--mtp", "drop"], rope_parameters=models.yarn(mscale=0.9, mscale_all_dim=0.9)),
     "kimi_k2": Case("kimi_k2"),
     # Without the key llama.cpp loads models of 26 or 27 layers alone.
     "moonlight": Case("moonlight", other_keys=["deepseek2.attention.q_lora_rank"]),
@@ -128,11 +130,12 @@ def files(tmp_path_factory):
     made = {name: case.make(folders[name]) for name, case in CASES.items()}
     # Rows of 48 are no whole blocks of q8_0 and stay f16; bf16 values are what most checkpoints have.
     models.make(root / "bf16", "qwen3_moe", dtype=torch.bfloat16, mlp_only_layers=[], hidden_size=64, moe_intermediate_size=48, head_dim=16)
-    jobs = [(folders[name], "f32", case.more) for name, case in CASES.items()] + [(root / "bf16", dtype, []) for dtype in DTYPES]
+    jobs = [(folders[name], "f32", case.more, case.options) for name, case in CASES.items()]
+    jobs += [(root / "bf16", dtype, [], []) for dtype in DTYPES]
     llama_cpp.convert(*[dict(folder=folder, out=folder / f"theirs-{dtype}.gguf", outtype=dtype, vocabulary="none", more=more)
-                        for folder, dtype, more in jobs])
-    for folder, dtype, _ in jobs:
-        export(folder, folder / f"ours-{dtype}.gguf", dtype=dtype)
+                        for folder, dtype, more, _ in jobs])
+    for folder, dtype, _, options in jobs:
+        export(folder, folder / f"ours-{dtype}.gguf", *options, dtype=dtype)
     return {"bf16": (None, root / "bf16"), **{name: (model, folders[name]) for name, model in made.items()}}
 
 
@@ -171,6 +174,25 @@ def test_llama_cpp_computes_what_transformers_computes(files, name, monkeypatch)
     wanted = models.logits_of(model, IDS).numpy()
     assert llama_cpp.agreement(logits, wanted) >= 0.99
     assert llama_cpp.divergence(logits, wanted) <= 1e-6
+
+
+# What the converter leaves out or has no say in: a head where llama.cpp needs one, factors of frequencies, and of cosine and sine.
+VARIANTS = {
+    "tied": ("qwen2_moe", dict(tie_word_embeddings=True)),
+    "llama3": ("mixtral", dict(rope_parameters=models.rope(kind="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                                           original_max_position_embeddings=32))),
+    "yarn's factor": ("qwen3_moe", dict(mlp_only_layers=[], rope_parameters=dict(YARN, attention_factor=1.7))),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_configs_are_computed_as_well(name, tmp_path):
+    family, changes = VARIANTS[name]
+    model = models.make(tmp_path / "m", family, **changes)
+    export(tmp_path / "m", tmp_path / "out.gguf")
+    with llama_cpp.Model(tmp_path / "out.gguf") as llama:
+        logits = np.concatenate([llama.logits(ids) for ids in IDS])
+    assert llama_cpp.divergence(logits, models.logits_of(model, IDS).numpy()) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -271,6 +293,7 @@ REFUSED = {
     "rope": ("mixtral", dict(rope_parameters=models.rope(kind="dynamic", factor=2.0)), ["rope scaling", "llama"]),
     "bias": ("qwen3_moe", dict(mlp_only_layers=[], attention_bias=True), ["o_proj.bias"]),
     "groups": ("deepseek_v2", {}, ["group_limited_greedy"]),
+    "layers that say what they are": ("deepseek_v3", dict(num_hidden_layers=27), ["q_lora_rank is 14", "27 layers"]),
     "clamped activation": ("gpt_oss", {}, ["swiglu_limit is 2"]),
     "layers with windows": ("gpt_oss", dict(swiglu_limit=7.0, layer_types=["sliding_attention"] * 4), ["layer 1 looks back 9"]),
     "key heads": ("dots1", dict(sliding_window=None), ["num_key_value_heads is 2"]),
@@ -300,6 +323,12 @@ def test_what_llama_cpp_must_be_told(tmp_path):
     with llama_cpp.Model(tmp_path / "out.gguf", threads=1, yarn_beta_fast=2, yarn_beta_slow=1.5) as llama:
         logits = np.concatenate([llama.logits(ids) for ids in IDS])
     assert llama_cpp.divergence(logits, models.logits_of(model, IDS).numpy()) <= 1e-6
+
+
+def test_blocks_that_llama_cpp_has_no_place_for(tmp_path):
+    Mtp(tmp_path, "deepseek_v3")
+    refused = moetrim("export", tmp_path / "m", "--format", "gguf", "--no-tokenizer", "-o", tmp_path / "out.gguf", code=3)
+    assert "--mtp drop" in refused.stderr
 
 
 def test_values_that_no_file_should_have(tmp_path):
