@@ -85,6 +85,7 @@ struct ServedModel {
   bool shared_quantised = true, dense_quantised = true;         ///< as stored; else they are left as they were
   bool shared_follows_width = false;     ///< a shared expert is as wide as some routed ones: it grows to the next multiple
   std::int64_t mtp_layers = 0, mtp_experts = 0;
+  bool gguf_file = false;                ///< it is stored as one
   bool mtp_follows = false;              ///< the blocks keep as many experts as the layers
   std::optional<ServedQuantisation> quant;
 };
@@ -101,11 +102,10 @@ ServedModel with_keep(ServedModel model, int keep);
 ServedModel with_width(ServedModel model, std::int64_t width);
 
 enum class RuleSeverity : std::uint8_t {
-  refused,  ///< does not load, fails at the first request, or routes wrongly
-  differs,  ///< computes something else than the checkpoint means
+  refused,  ///< does not load, fails at the first request, or computes something else
   slower,   ///< works, slower or larger than it could
 };
-/// "refused", "differs", "slower".
+/// "refused", "slower".
 std::string_view rule_severity_name(RuleSeverity severity);
 
 /// A rule that a model breaks.

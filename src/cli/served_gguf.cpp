@@ -26,7 +26,7 @@ ServedModel served_model(const GgufMoe& model) {
   }
   out.mtp_layers = model.mtp_blocks;
   out.mtp_experts = model.mtp_blocks > 0 ? model.experts : 0;
-  out.mtp_follows = true;
+  out.mtp_follows = out.gguf_file = true;
   out.quant = ServedQuantisation{.name = "as stored"};
   return out;
 }

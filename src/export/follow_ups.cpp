@@ -105,8 +105,7 @@ std::string serve(const std::array<Service, 3>& services) {
     if (service.works()) commands += fmt::format("# {}{}", service.name, service.commands);
     for (const RuntimeFinding& finding : service.check.findings) {
       if (finding.severity == RuleSeverity::slower) continue;
-      const std::string_view what = finding.severity == RuleSeverity::refused ? "does not take it" : "computes something else";
-      notes += fmt::format("- {} {}: {}; {}.\n", service.name, what, plain(finding.text, 400), finding.why);
+      notes += fmt::format("- {} does not take it: {}; {}.\n", service.name, plain(finding.text, 400), finding.why);
     }
   }
   std::string out = "## Serve\n\n";

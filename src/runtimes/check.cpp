@@ -118,7 +118,6 @@ std::string nearest_text(const RuntimeFinding& finding) {
 std::string_view rule_severity_name(RuleSeverity severity) {
   switch (severity) {
     case RuleSeverity::refused: return "refused";
-    case RuleSeverity::differs: return "differs";
     case RuleSeverity::slower: return "slower";
   }
   return "";

@@ -179,6 +179,7 @@ bool holds(When when, const ServedModel& model, const RuntimeTarget& target) {
     case When::shared_quantised: return target.quant || model.shared_quantised;
     case When::dense_quantised: return target.quant || model.dense_quantised;
     case When::own_code: return !target.remote_code;
+    case When::gguf_file: return model.gguf_file;
     case When::mtp_blocks: return model.mtp_layers > 0;
   }
   return false;
@@ -201,6 +202,7 @@ std::string_view when_label(When when) {
     case When::shared_quantised: return "the shared expert is quantised too";
     case When::dense_quantised: return "dense layers are quantised too";
     case When::own_code: return "without trust_remote_code";
+    case When::gguf_file: return "GGUF files";
     case When::mtp_blocks: return "multi-token-prediction blocks";
   }
   return "";

@@ -51,6 +51,7 @@ enum class When : std::uint8_t {
   shared_quantised, dense_quantised,   ///< unless the checkpoint leaves them as they were
   own_code,                            ///< trust_remote_code is not given
   mtp_blocks,
+  gguf_file,                           ///< the model is one, not made into one
 };
 
 struct Rule {

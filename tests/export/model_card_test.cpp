@@ -111,7 +111,7 @@ TEST_CASE("the card offers no runtime that computes something else", "[export]")
   Plan plan = plan_keeping(model, {{0, 1, 2, 3, 4, 5}});
   plan.groups = {.count = 3, .chosen = 2, .rule = "max"};
   CHECK_THAT(model_card(model, plan, {}, {}, "1.2.3"),
-             Contains("vllm serve") && !Contains("llama-server") && Contains("- llama.cpp 0.5.0 computes something else: "));
+             Contains("vllm serve") && !Contains("llama-server") && Contains("- llama.cpp 0.5.0 does not take it: "));
 }
 
 TEST_CASE("the card's commands follow tokenizer, context and type", "[export]") {

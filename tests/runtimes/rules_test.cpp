@@ -121,7 +121,12 @@ TEST_CASE("heads, groups and numbers in lists", "[runtimes]") {
   CHECK(check_runtime(odd, parse_runtime("transformers")).findings.front().nearest == Numbers{8});
   ServedModel all_groups = deepseek_v3();
   all_groups.router.groups.chosen = 8;
+  CHECK(refusals(all_groups, "llama.cpp").empty());
+  all_groups.gguf_file = true;
   CHECK(refusals(all_groups, "llama.cpp") == std::vector<std::string>{"llama.cpp.groups-left-out"});
+  ServedModel best = deepseek_v3();
+  best.router.groups.rule = "max";
+  CHECK(refusals(best, "llama.cpp") == std::vector<std::string>{"llama.cpp.group-score"});
   ServedModel many = qwen3_30b();
   many.router.experts = many.experts_before = 2000;
   CHECK(refusals(many, "llama.cpp") == std::vector<std::string>{"llama.cpp.most-experts"});
@@ -286,6 +291,7 @@ class Draws {
     out.dense_width = one_of<std::int64_t>({100, 101, 2048});
     out.listed_counts = one_of({false, true});
     out.listed_widths = one_of({false, false, true});
+    out.gguf_file = one_of({false, true});
     out.mtp_layers = one_of<std::int64_t>({0, 1, 2});
     out.mtp_experts = one_of<std::int64_t>({out.router.experts, 7});
     if (one_of({false, true})) out.architecture = out.model_type = "nothing";
