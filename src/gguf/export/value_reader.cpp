@@ -15,6 +15,7 @@ namespace moetrim::gguf_detail {
 namespace {
 
 constexpr std::int64_t kPieceValues = std::int64_t{1} << 20;
+constexpr std::uint64_t kScattered = 4;  ///< times as many rows as are wanted are read at once, to have those that are
 
 bool reads_rows(const Model& model, const GgufPlannedTensor& tensor, const GgufSlab& slab) {
   return tensor.transposed_rows == 0 && !slab.weight->packed() && !matrix_shape(model, *slab.weight).input_first;
@@ -29,6 +30,15 @@ std::uint64_t slab_begin(const GgufSlab& slab) {
   if (slab.expert < 0) return 0;
   const Tensor& values = *slab.weight->values();
   return values.size / static_cast<std::uint64_t>(values.shape.front()) * static_cast<std::uint64_t>(slab.expert);
+}
+
+/// Of all parts of the slab's weight.
+std::uint64_t stored_bytes(const GgufSlab& slab) {
+  std::uint64_t bytes = 0;
+  for (const Tensor* part : slab.weight->parts) {
+    if (part != nullptr) bytes += slab.expert < 0 ? part->size : part->size / static_cast<std::uint64_t>(part->shape.front());
+  }
+  return bytes;
 }
 
 /// Row of the source that a row as written is.
@@ -90,19 +100,28 @@ std::vector<GgufPiece> pieces_of(const GgufExport& request) {
 }
 
 std::uint64_t piece_memory(const GgufExport& request, std::span<const GgufPiece> pieces) {
-  std::uint64_t most = 0;
+  // Every buffer stays as large as its largest piece.
+  std::uint64_t read = 0, gathered = 0, values = 0, ordered = 0, written = 0;
   for (const GgufPiece& piece : pieces) {
     const GgufPlannedTensor& tensor = request.tensors[piece.tensor];
     if (tensor.slabs.empty()) continue;
     const GgufSlab& slab = tensor.slabs[piece.slab];
-    // As read and as put in order; values twice, and their encoding.
-    constexpr std::uint64_t kBytes = 2 * 8 + 2 * sizeof(float) + sizeof(float);
+    const auto rows = static_cast<std::uint64_t>(piece.end - piece.begin);
+    written = std::max(written, tensor.spec.bytes() / tensor.slabs.size() / static_cast<std::uint64_t>(tensor.rows) * rows);
     const bool by_rows = reads_rows(*request.model, tensor, slab);
     const MatrixShape shape = matrix_shape(*request.model, *slab.weight);
-    const std::int64_t values = by_rows ? (piece.end - piece.begin) * tensor.cols : shape.outputs * shape.inputs;
-    most = std::max(most, kBytes * static_cast<std::uint64_t>(values));
+    const std::uint64_t count = by_rows ? rows * static_cast<std::uint64_t>(tensor.cols)
+                                        : static_cast<std::uint64_t>(shape.outputs * shape.inputs);
+    const std::uint64_t stored = by_rows ? rows * row_bytes(*slab.weight, tensor.cols) : stored_bytes(slab);
+    read = std::max(read, by_rows && slab.rows ? kScattered * stored : stored);
+    if (by_rows) gathered = std::max(gathered, stored);
+    if (tensor.spec.type == GgmlType::mxfp4) continue;
+    values = std::max(values, count * sizeof(float));
+    const bool reorders = tensor.columns || tensor.transposed_rows > 0 || (!by_rows && (slab.rows || shape.input_first));
+    if (reorders) ordered = std::max(ordered, count * sizeof(float));
   }
-  return most;
+  // A buffer that grows is there twice for a moment.
+  return (read + gathered + values + ordered + written) * 5 / 4;
 }
 
 std::span<const float> ValueReader::read(const GgufPlannedTensor& tensor, const GgufPiece& piece) {
@@ -135,7 +154,7 @@ void ValueReader::read_rows(const GgufPlannedTensor& tensor, const GgufSlab& sla
   // Rows that lie scattered are read with those between them, unless these are many more.
   const std::uint64_t begin = slab_begin(slab);
   const auto span = static_cast<std::uint64_t>(most - least + 1);
-  const bool at_once = span <= 4 * count;
+  const bool at_once = span <= kScattered * count;
   if (at_once) {
     raw_.resize(span * bytes);
     model_.checkpoint->read(source, begin + static_cast<std::uint64_t>(least) * bytes, raw_);
