@@ -4,12 +4,10 @@
 #include <utility>
 #include <vector>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "checkpoint/digest.h"
 #include "moetrim/checkpoint.h"
 
 namespace moetrim {
@@ -19,8 +17,6 @@ namespace {
 constexpr std::uint64_t kSampleSideBytes = 2048;
 /// Samples that are being read while others are hashed: thousands of small reads, one after another, would take seconds.
 constexpr std::size_t kSamplesAhead = 128;
-
-std::string hex(const XXH128_hash_t& hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
 
 void read_soon(const Checkpoint& checkpoint, const Tensor& tensor) {
   const SafetensorsFile& file = checkpoint.files()[tensor.file];
@@ -35,7 +31,9 @@ std::string sample_hash(const Checkpoint& checkpoint, const Tensor& tensor) {
   std::vector<std::byte> sample(head + tail);
   checkpoint.read(tensor, 0, std::span(sample).first(head));
   checkpoint.read(tensor, tensor.size - tail, std::span(sample).last(tail));
-  return hex(XXH3_128bits(sample.data(), sample.size()));
+  checkpoint_detail::Digest digest;
+  digest.add(sample);
+  return digest.hex();
 }
 
 }  // namespace
@@ -57,7 +55,7 @@ std::string Checkpoint::fingerprint() const {
     text += fmt::format("{}:{} {} [{}] {}\n", name.size(), name, dtype_name(tensor.dtype),
                         fmt::join(tensor.shape, ","), samples[index]);
   }
-  return hex(XXH3_128bits(text.data(), text.size()));
+  return checkpoint_detail::digest_of(text);
 }
 
 }  // namespace moetrim

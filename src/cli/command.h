@@ -134,8 +134,8 @@ void add_upcycle(CLI::App& app, Session& session);
 void add_replace(CLI::App& app, Session& session);
 void add_factorise(CLI::App& app, Session& session);
 void add_patterns(CLI::App& app, Session& session);
-void add_plans(CLI::App& app, Session& session);
 void add_imatrix(CLI::App& app, Session& session);
+void add_plans(CLI::App& app, Session& session);
 void add_list(CLI::App& app, Session& session);
 
 }  // namespace moetrim::cli

@@ -7,10 +7,12 @@
 
 #include <fmt/format.h>
 
-#include "export/digest.h"
+#include "checkpoint/digest.h"
 #include "moetrim/error.h"
 
 namespace moetrim::export_detail {
+
+using checkpoint_detail::Digest;
 
 namespace {
 

@@ -1,14 +1,11 @@
 // Reads JSONL task files: which lines, in which order, of which tag, and what they were.
 
-// Header-only xxHash: the same digest needs no library at link time.
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <map>
 
 #include <fmt/format.h>
 
+#include "checkpoint/digest.h"
 #include "moetrim/error.h"
 #include "moetrim/split_mix.h"
 #include "moetrim/suggest.h"
@@ -27,24 +24,6 @@ std::uint64_t next_below(SplitMix64& numbers, std::uint64_t bound) {
 
 constexpr std::size_t kLongestTag = 64;
 constexpr std::size_t kMostTags = 256;  // a task's co-activations alone are E x E per layer
-
-class Digest {
- public:
-  Digest() { XXH3_128bits_reset(&state_); }
-
-  void add(const std::string& line) {
-    XXH3_128bits_update(&state_, line.data(), line.size());
-    XXH3_128bits_update(&state_, "\n", 1);
-  }
-
-  std::string hex() const {
-    const XXH128_hash_t hash = XXH3_128bits_digest(&state_);
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
-
- private:
-  XXH3_state_t state_{};
-};
 
 void check_options(const TaskOptions& options) {
   if (options.samples < 0) throw UsageError(fmt::format("samples is {}, expected 0 (all) or more", options.samples));
@@ -102,7 +81,7 @@ class TaskReader {
   /// The rows of one tag.
   struct Part {
     std::vector<Demonstration> demonstrations;
-    Digest digest;
+    checkpoint_detail::Digest digest;
   };
 
   bool enough() const { return options_.samples > 0 && rows_ >= options_.samples; }
@@ -134,6 +113,7 @@ class TaskReader {
       Part& part = part_of(row);
       part.demonstrations.push_back(std::move(made));
       part.digest.add(line.bytes);
+      part.digest.add("\n");
       ++rows_;
     } catch (const InvalidInput& error) {
       throw InvalidInput(fmt::format("{}, line {}: {}", file_.string(), line.number, error.what()));

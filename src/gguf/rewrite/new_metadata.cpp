@@ -10,7 +10,7 @@
 
 #include <fmt/format.h>
 
-#include "export/digest.h"
+#include "checkpoint/digest.h"
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
 
@@ -107,7 +107,7 @@ bool has_weights_scale(const GgufMetadata& metadata, const GgufMoe& model) {
 }  // namespace
 
 std::string digest_of(const Plan& plan) {
-  export_detail::Digest digest;
+  checkpoint_detail::Digest digest;
   digest.add_text(plan_to_json(plan).dump());
   return digest.hex();
 }

@@ -1,6 +1,4 @@
 // Other tools' forms to a plan for a checkpoint.
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include <algorithm>
 #include <charconv>
@@ -10,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/digest.h"
 #include "checkpoint/json_file.h"
 #include "checkpoint/posix_file.h"
 #include "moetrim/error.h"
@@ -201,11 +200,6 @@ int ratio_keep(const Imported& from, PlanForm form, const std::optional<double>&
   return kept_at_prune_ratio(from.experts(), *ratio);
 }
 
-std::string digest(std::string_view text) {
-  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
-
 }  // namespace
 
 Plan import_plan(const Model& model, const std::filesystem::path& file, PlanForm form, const ImportOptions& options) {
@@ -221,7 +215,7 @@ Plan import_plan(const Model& model, const std::filesystem::path& file, PlanForm
   check_counts(from, kept, options.by_layer);
   Plan plan = plan_of(from, std::move(kept));
   Json& source = plan.source["imported"];
-  source = {{"form", plan_form_name(form)}, {"file", file.filename().string()}, {"digest", digest(from.text)}};
+  source = {{"form", plan_form_name(form)}, {"file", file.filename().string()}, {"digest", checkpoint_detail::digest_of(from.text)}};
   if (options.expert_prune_ratio) source["expert_prune_ratio"] = *options.expert_prune_ratio;
   return plan;
 }

@@ -1,13 +1,13 @@
-// A running 128 bit hash (XXH3).
+// 128 bit hashes: see digest.h.
 
-#include "export/digest.h"
+#include "checkpoint/digest.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <fmt/format.h>
 
-namespace moetrim::export_detail {
+namespace moetrim::checkpoint_detail {
 
 struct Digest::State {
   XXH3_state_t xxh;
@@ -15,13 +15,14 @@ struct Digest::State {
 
 Digest::Digest() : state_(std::make_unique<State>()) { XXH3_128bits_reset(&state_->xxh); }
 Digest::~Digest() = default;
+Digest::Digest(Digest&&) noexcept = default;
+Digest& Digest::operator=(Digest&&) noexcept = default;
 
 void Digest::add(std::span<const std::byte> bytes) { XXH3_128bits_update(&state_->xxh, bytes.data(), bytes.size()); }
 
 void Digest::add_text(std::string_view text) {
-  const std::string length = fmt::format("{}:", text.size());
-  add(std::as_bytes(std::span(length)));
-  add(std::as_bytes(std::span(text)));
+  add(fmt::format("{}:", text.size()));
+  add(text);
 }
 
 std::string Digest::hex() const {
@@ -29,4 +30,10 @@ std::string Digest::hex() const {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-}  // namespace moetrim::export_detail
+std::string digest_of(std::string_view text) {
+  Digest digest;
+  digest.add(text);
+  return digest.hex();
+}
+
+}  // namespace moetrim::checkpoint_detail
