@@ -23,9 +23,9 @@ void GgufCursor::expect(std::uint64_t count, std::uint64_t bytes_each, std::stri
   if (count <= left / bytes_each) return;
   const std::string asked = bytes_each == 1 ? fmt::format("{} bytes", count)
                                             : fmt::format("{} times at least {} bytes", count, bytes_each);
-  throw InvalidInput(fmt::format("{}{} at byte {} takes {}, but only {} {}", where(), what, at_, asked, left,
-                                 end_ < file_bytes_ ? "of the 268435456 that a header may have are left"
-                                                    : "are left; the file is damaged or cut short"));
+  const std::string why = end_ < file_bytes_ ? fmt::format("of the {} that a header may have are left", kMaxGgufHeaderBytes)
+                                             : "are left; the file is damaged or cut short";
+  throw InvalidInput(fmt::format("{}{} at byte {} takes {}, but only {} {}", where(), what, at_, asked, left, why));
 }
 
 void GgufCursor::fill() {
