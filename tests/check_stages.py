@@ -10,10 +10,11 @@ from pathlib import Path
 OPEN_TO_ALL = {"error", "suggest", "run_options", "json_fields", "split_mix", "linear_inputs"}  # headers that belong to no stage
 # Public headers of a stage beside the one with its name.
 HEADERS_OF = {"checkpoint": {"gguf_file"},
-              "gguf": {"gguf_architecture", "gguf_export", "gguf_rewrite", "gguf_tokenizer", "imatrix", "imatrix_file"},
-              "statistics": {"vectors", "row_statistics", "input_statistics"}, "forward": {"vector_sums"}, "score": {"contrast", "task_algebra", "scores_file"},
+              "gguf": {"gguf_architecture", "gguf_export", "gguf_rewrite", "gguf_tokenizer", "imatrix"},
+              "statistics": {"vectors", "row_statistics", "input_statistics"}, "forward": {"vector_sums"},
+              "score": {"contrast", "task_algebra", "scores_file"},
               "plan": {"merging", "placement", "switching", "confidence", "precision", "smoothing", "upcycle", "replace",
-                       "allocation", "keep_counts", "sequential", "plan_exchange"},
+                       "allocation", "keep_counts", "sequential", "plan_exchange", "whole_experts"},
               "patterns": {"expert_delta"}, "rewrite": {"slab_recipe"}, "calibrate": {"queries"}}
 
 

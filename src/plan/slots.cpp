@@ -7,6 +7,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/plan.h"
+#include "moetrim/whole_experts.h"
 #include "plan/measured.h"
 
 namespace moetrim {
@@ -41,6 +42,20 @@ bool changes_values(const Plan& plan) {
     return !layer.merge.empty() || !layer.scale.empty() || !layer.silence.empty() || !layer.constant.empty() ||
            !layer.smooth.empty();
   });
+}
+
+std::string_view beyond_whole_experts(const Plan& plan) {
+  const auto any = [&](auto member) {
+    return std::ranges::any_of(plan.layers, [&](const PlanLayer& layer) { return !(layer.*member).empty(); });
+  };
+  if (any(&PlanLayer::merge)) return "merges experts";
+  if (plan.width != 0 || any(&PlanLayer::atoms)) return "chooses atomic experts";
+  if (any(&PlanLayer::scale)) return "scales experts";
+  if (any(&PlanLayer::silence)) return "silences experts";
+  if (any(&PlanLayer::constant)) return "replaces experts by constants";
+  if (any(&PlanLayer::smooth)) return "smooths hidden channels";
+  if (plan.noise > 0) return "adds noise to copies of experts";
+  return {};
 }
 
 std::vector<int> router_rows(const Plan& plan, const PlanLayer& layer) {

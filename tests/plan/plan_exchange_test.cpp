@@ -191,11 +191,11 @@ TEST_CASE("what such files cannot say is not written", "[plan]") {
   };
   CHECK(refused([](Plan&) {}) == "accepted");
   CHECK_THAT(refused([](Plan& p) { p.layers[0].merge = {{0, {0, 1}, {0.5, 0.5}}}; }), Contains("merges experts"));
-  CHECK_THAT(refused([](Plan& p) { p.width = 5; }), Contains("makes experts narrower"));
+  CHECK_THAT(refused([](Plan& p) { p.width = 5; }), Contains("chooses atomic experts"));
   CHECK_THAT(refused([](Plan& p) { p.regroup = true; }), Contains("groups"));
   CHECK_THAT(refused([](Plan& p) { p.order = SlotOrder::free; }), Contains("an order of its own"));
   CHECK_THAT(refused([](Plan& p) { p.correct_drift = true; }), Contains("scales the gates"));
-  CHECK_THAT(refused([](Plan& p) { p.layers[0].scale = {{3, 2.0}}; }), Contains("changes values"));
+  CHECK_THAT(refused([](Plan& p) { p.layers[0].scale = {{3, 2.0}}; }), Contains("scales experts"));
 
   const Plan plan = plan_keeping(source.model, {{0, 3, 6}});
   CHECK_THAT(refusal([&] { export_plan(plan, PlanForm::vllm_ascend); }), Contains("usage:") && Contains("scores"));

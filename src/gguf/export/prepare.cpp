@@ -15,6 +15,7 @@
 #include "moetrim/gguf_rewrite.h"
 #include "moetrim/gguf_tokenizer.h"
 #include "moetrim/suggest.h"
+#include "moetrim/whole_experts.h"
 
 namespace moetrim {
 
@@ -48,21 +49,6 @@ void check_source(const Model& model) {
   }
 }
 
-/// What of a plan needs values that the checkpoint does not have.
-std::string_view beyond_pruning(const Plan& plan) {
-  const auto any = [&](const auto& has) { return std::ranges::any_of(plan.layers, has); };
-  if (merges(plan)) return "merges experts";
-  if (plan.width != 0 || any([](const PlanLayer& layer) { return !layer.atoms.empty(); })) {
-    return "cuts experts to fewer atomic experts";
-  }
-  if (any([](const PlanLayer& layer) { return !layer.scale.empty(); })) return "scales experts";
-  if (any([](const PlanLayer& layer) { return !layer.silence.empty(); })) return "silences experts";
-  if (any([](const PlanLayer& layer) { return !layer.constant.empty(); })) return "replaces experts by constants";
-  if (any([](const PlanLayer& layer) { return !layer.smooth.empty(); })) return "smooths activations";
-  if (plan.noise != 0) return "adds noise to copies of experts";
-  return {};
-}
-
 void check_export_plan(const Model& model, const GgufExportOptions& options) {
   const Plan& plan = *options.plan;
   check_plan(model, plan, options.allow_other_checkpoint ? std::string() : model.checkpoint->fingerprint(), options.mtp);
@@ -70,7 +56,7 @@ void check_export_plan(const Model& model, const GgufExportOptions& options) {
     throw InvalidInput("the plan keeps different numbers of experts in different layers; llama.cpp has one number for all. "
                        "Make a plan with the same number in every layer (plan --keep)");
   }
-  const std::string_view beyond = beyond_pruning(plan);
+  const std::string_view beyond = beyond_whole_experts(plan);
   if (beyond.empty()) return;
   throw InvalidInput(fmt::format("the plan {}, which export does not do on the way; write the checkpoint with moetrim rewrite, "
                                  "and export that without --plan", beyond));

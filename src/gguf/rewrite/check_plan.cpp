@@ -10,6 +10,7 @@
 
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
+#include "moetrim/whole_experts.h"
 
 namespace moetrim::gguf_detail {
 
@@ -19,24 +20,9 @@ namespace {
   throw InvalidInput(fmt::format("the plan does not fit {}: {}", model.path().string(), why));
 }
 
-/// What of the plan needs values, or counts that a GGUF file has no place for. Empty: nothing.
-std::string beyond_bytes(const Plan& plan) {
-  const auto any = [&](auto member) {
-    return std::ranges::any_of(plan.layers, [&](const PlanLayer& layer) { return !(layer.*member).empty(); });
-  };
-  if (plan.width != 0 || any(&PlanLayer::atoms)) return "it chooses atomic experts";
-  if (any(&PlanLayer::merge)) return "it merges experts";
-  if (any(&PlanLayer::scale)) return "it scales experts";
-  if (any(&PlanLayer::silence)) return "it silences experts, which changes their selection bias";
-  if (any(&PlanLayer::constant)) return "it replaces experts by constants";
-  if (any(&PlanLayer::smooth)) return "it smooths hidden channels";
-  if (plan.noise > 0) return "it adds noise to copies of experts";
-  return {};
-}
-
 void check_bytes_suffice(const GgufMoe& model, const Plan& plan) {
-  if (const std::string what = beyond_bytes(plan); !what.empty()) {
-    refuse(model, fmt::format("{}, and the experts of a GGUF file are moved as they are, never computed; rewrite the Hugging Face checkpoint "
+  if (const std::string_view what = beyond_whole_experts(plan); !what.empty()) {
+    refuse(model, fmt::format("it {}, and the experts of a GGUF file are moved as they are, never computed; rewrite the Hugging Face checkpoint "
                               "with this plan, then moetrim export --format gguf", what));
   }
   for (const PlanLayer& layer : plan.layers) {

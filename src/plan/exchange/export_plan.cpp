@@ -8,6 +8,7 @@
 #include "family/name_pattern.h"
 #include "moetrim/error.h"
 #include "moetrim/plan_exchange.h"
+#include "moetrim/whole_experts.h"
 
 namespace moetrim {
 namespace {
@@ -19,12 +20,11 @@ void check_drops_alone(const Plan& plan) {
     throw InvalidInput(fmt::format("the plan {}, and such a file can only name experts; write the checkpoint with moetrim rewrite",
                                    what));
   };
-  if (merges(plan)) refuse("merges experts");
-  if (plan.width > 0) refuse("makes experts narrower");
+  if (const std::string_view what = beyond_whole_experts(plan); !what.empty()) refuse(what);
   if (plan.order == SlotOrder::free) refuse("has its experts in an order of its own");
   if (plan.regroup) refuse("changes the router's groups");
   if (plan.correct_drift) refuse("scales the gates");
-  if (changes_values(plan)) refuse("changes values");
+  if (plan.experts_per_token_after > 0) refuse("changes the number of experts per token");
 }
 
 void check_scores(const Plan& plan, const Scores& scores) {
