@@ -116,6 +116,9 @@ struct GgufWriteOptions {
   bool overwrite = false;                    ///< replace files of that name that moetrim wrote
   int writers = 1;                           ///< threads
   const std::atomic<bool>* stop = nullptr;   ///< set by a signal handler
+  /// Whether the kernel moves the bytes (copy_file_range), or threads through a block each. Unset: the kernel where the source is on
+  /// another machine, which spares the bytes their way here and back.
+  std::optional<bool> in_kernel = {};
 };
 
 /// What a rewrite would take.

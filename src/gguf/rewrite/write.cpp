@@ -78,9 +78,8 @@ struct Sizes {
   }
 };
 
-/// Whether the kernel of another machine has the file: then copy_file_range spares the bytes their way here and back. On a disk of
-/// this machine it takes half as much time again as copying by hand, since neighbours in the old file and in the new one share no
-/// borders of pages.
+/// Whether another machine has the file. On a disk of this one copy_file_range takes half as much time again as copying by hand:
+/// bytes do not begin at the same place of a page in the new file as in the old one.
 bool is_remote(const GgufFile& file) {
   struct statfs system {};
   if (::fstatfs(file.descriptor(), &system) != 0) return false;
@@ -94,7 +93,8 @@ class Movers {
  public:
   Movers(const GgufFile& source, GgufWriter& writer, std::vector<Move> moves, const GgufWriteOptions& options, bool cached,
          const std::function<void(std::uint64_t)>& moved)
-      : source_(source), writer_(writer), moves_(std::move(moves)), options_(options), cached_(cached), remote_(is_remote(source)), moved_(moved) {}
+      : source_(source), writer_(writer), moves_(std::move(moves)), options_(options), cached_(cached),
+        in_kernel_(options.in_kernel.value_or(is_remote(source))), moved_(moved) {}
 
   /// @throws what a thread threw; Interrupted
   void run() {
@@ -110,11 +110,11 @@ class Movers {
  private:
   void work() {
     try {
-      std::vector<std::byte> block(remote_ ? 0 : kBlockBytes);
+      std::vector<std::byte> block(in_kernel_ ? 0 : kBlockBytes);
       while (const auto next = take()) {
         const Move& move = moves_[*next];
         read_soon(*next + kMovesAhead);
-        if (remote_) leave_to_kernel(move);
+        if (in_kernel_) leave_to_kernel(move);
         else copy(move, block);
         if (!cached_) for_ranges(move, [&](std::uint64_t offset, std::uint64_t size) { source_.drop_cache(offset, size); });
         const std::lock_guard lock(mutex_);
@@ -178,7 +178,7 @@ class Movers {
   GgufWriter& writer_;
   const std::vector<Move> moves_;
   const GgufWriteOptions& options_;
-  const bool cached_, remote_;
+  const bool cached_, in_kernel_;
   const std::function<void(std::uint64_t)>& moved_;
   std::mutex mutex_;  ///< over what follows, and moved_
   std::size_t next_ = 0;
