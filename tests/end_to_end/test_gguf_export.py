@@ -293,6 +293,8 @@ REFUSED = {
     "rope": ("mixtral", dict(rope_parameters=models.rope(kind="dynamic", factor=2.0)), ["rope scaling", "llama"]),
     "bias": ("qwen3_moe", dict(mlp_only_layers=[], attention_bias=True), ["o_proj.bias"]),
     "groups": ("deepseek_v2", {}, ["group_limited_greedy"]),
+    "scaled attention": ("deepseek_v3", dict(rope_parameters=models.rope(kind="linear", factor=2.0, mscale_all_dim=1.0)),
+                         ["mscale_all_dim", "yarn alone"]),
     "layers that say what they are": ("deepseek_v3", dict(num_hidden_layers=27), ["q_lora_rank is 14", "27 layers"]),
     "clamped activation": ("gpt_oss", {}, ["swiglu_limit is 2"]),
     "layers with windows": ("gpt_oss", dict(swiglu_limit=7.0, layer_types=["sliding_attention"] * 4), ["layer 1 looks back 9"]),

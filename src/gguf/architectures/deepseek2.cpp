@@ -1,5 +1,5 @@
-// DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Moonlight. Latent attention is written as llama.cpp computes it: one key-value head, the
-// latent vector; queries are taken there by k_b, and what they find is brought back by v_b.
+// DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Moonlight. Latent attention is written as llama.cpp computes it: one key-value head,
+// the latent vector; queries are taken there by k_b, and what they find is brought back by v_b.
 
 #include <cmath>
 
@@ -24,7 +24,7 @@ Rules latent_attention() {
   };
 }
 
-/// llama.cpp tells models without q_lora_rank by their number of layers; for all others it wants the key, and 0 says the same.
+/// llama.cpp tells models without q_lora_rank by their number of layers; of all others it wants the key, and 0 says so, too.
 void add_query_rank(const GgufSource& source, GgufKeys& keys) {
   const Model& model = *source.model;
   const bool lite = model.layers == 26 || model.layers == 27 || (model.layers == 48 && model.vocabulary == 128256);
@@ -38,11 +38,16 @@ void add_query_rank(const GgufSource& source, GgufKeys& keys) {
 /// llama.cpp scales attention by the square of a (1 + m ln factor), where a multiplies cosine and sine.
 void add_yarn_multiplier(const GgufSource& source, GgufKeys& keys) {
   const Model& model = *source.model;
-  if (model.rope.kind != RopeKind::yarn || model.rope.factor <= 1) return;
   const double scale = std::sqrt(model.attention_scale * std::sqrt(static_cast<double>(model.head_dim)));
+  if (model.rope.kind != RopeKind::yarn || model.rope.factor <= 1) {
+    if (std::abs(scale - 1) < 1e-6) return;
+    source.refuse("rope scaling other than yarn scales attention (mscale_all_dim); llama.cpp's deepseek2 does so with yarn "
+                  "alone");
+  }
   const double multiplier = (scale / model.rope.attention_factor - 1) / std::log(model.rope.factor);
   if (std::abs(multiplier) < 1e-6) {
-    source.refuse("yarn scales attention as it scales cosine and sine (mscale_all_dim), which llama.cpp's deepseek2 cannot");
+    source.refuse("yarn scales attention as it scales cosine and sine (mscale_all_dim), which llama.cpp's deepseek2 "
+                  "cannot");
   }
   keys.real("rope.scaling.yarn_log_multiplier", multiplier);
 }
@@ -52,7 +57,7 @@ void more(const GgufSource& source, GgufKeys& keys) {
   if (model.rope_pairs != RopePairs::neighbours) {
     source.refuse("rope_interleave is false; llama.cpp's deepseek2 rotates neighbouring values of a head together");
   }
-  if (model.shared_width == 0) source.refuse("there are no shared experts; llama.cpp's deepseek2 has some");
+  check_shared_experts(source, "deepseek2");
   add_leading_dense(source, keys);
   add_gating(source, keys);
   add_groups(source, keys);

@@ -27,8 +27,8 @@ inline void add_delta_net(const GgufSource& source, GgufKeys& keys) {
                               delta.key_dim, delta.value_dim));
   }
   if (model.norm_epsilon != 1e-6) {
-    source.refuse(fmt::format("rms_norm_eps is {}; llama.cpp takes it for the queries and keys of a delta net, too, where the "
-                              "model has 1e-6", model.norm_epsilon));
+    source.refuse(fmt::format("rms_norm_eps is {}; llama.cpp takes it for the queries and keys of a delta net, too, where "
+                              "the model has 1e-6", model.norm_epsilon));
   }
   keys.whole("ssm.conv_kernel", delta.kernel);
   keys.whole("ssm.state_size", delta.key_dim);

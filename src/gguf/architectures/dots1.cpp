@@ -13,7 +13,7 @@ void more(const GgufSource& source, GgufKeys& keys) {
     source.refuse(fmt::format("num_key_value_heads is {} beside {} heads; llama.cpp's dots1 has as many of them",
                               model.key_value_heads, model.heads));
   }
-  if (model.shared_width == 0) source.refuse("there are no shared experts; llama.cpp's dots1 has some");
+  check_shared_experts(source, "dots1");
   add_leading_dense(source, keys);
   add_gating(source, keys);
   add_groups(source, keys);
@@ -23,7 +23,8 @@ void more(const GgufSource& source, GgufKeys& keys) {
 
 const GgufMapping dots1{
     .architecture = "dots1",
-    .tensors = join({skeleton(), attention(), query_key_norms(), dense_mlp(), experts(), selection_bias(), shared_experts()}),
+    .tensors = join({skeleton(), attention(), query_key_norms(), dense_mlp(), experts(), selection_bias(),
+                     shared_experts()}),
     .keys = {{"expert_feed_forward_length", {"moe_intermediate_size"}}, {"expert_shared_count", {"n_shared_experts"}}},
     .scales_gates = true,
     .dense_layers = true,

@@ -8,6 +8,7 @@ namespace moetrim::gguf_list {
 namespace {
 
 void more(const GgufSource& source, GgufKeys& keys) {
+  check_shared_experts(source, "glm4moe");
   add_leading_dense(source, keys);
   add_gating(source, keys);
   add_groups(source, keys);

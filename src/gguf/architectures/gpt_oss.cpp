@@ -24,15 +24,15 @@ std::int64_t window_of(const GgufSource& source) {
   const std::int64_t window = model.layer.front().window;
   for (std::size_t i = 0; i < model.layer.size(); ++i) {
     if (window > 0 && model.layer[i].window == (i % 2 == 0 ? window : 0)) continue;
-    source.refuse(fmt::format("layer {} looks back {} tokens (0: all; layer_types, sliding_window); llama.cpp's gpt-oss has one "
-                              "window, in layers 0, 2, 4 and so on", i, model.layer[i].window));
+    source.refuse(fmt::format("layer {} looks back {} tokens (0: all; layer_types, sliding_window); llama.cpp's gpt-oss has "
+                              "one window, in layers 0, 2, 4 and so on", i, model.layer[i].window));
   }
   return window;
 }
 
 constexpr std::string_view kRounds =
-    "llama.cpp rounds the range in which YaRN blends frequencies to whole dimensions, which this model does not (truncate is "
-    "false in its rope scaling): answers differ, the more the longer the text, as they do with any GGUF of it.";
+    "llama.cpp rounds the range in which YaRN blends frequencies to whole dimensions, which this model does not (truncate "
+    "is false in its rope scaling): answers differ, the more the longer the text, as they do with any GGUF of it.";
 
 void more(const GgufSource& source, GgufKeys& keys) {
   const Model& model = *source.model;

@@ -21,22 +21,22 @@ void check_attention(const GgufSource& source) {
     const bool rotates = (static_cast<std::int64_t>(i) + 1) % kRopeStep != 0;
     if (model.layer[i].rotates == rotates && model.layer[i].chunk == (rotates ? kChunk : 0)) continue;
     const LayerTensors& layer = model.layer[i];
-    source.refuse(fmt::format("layer {} {} and sees {}; llama.cpp's llama4 has chunks of {} (attention_chunk_size) in layers that "
-                              "rotate, and rotates in all layers but every fourth (no_rope_layers)",
+    source.refuse(fmt::format("layer {} {} and sees {}; llama.cpp's llama4 has chunks of {} (attention_chunk_size) in layers "
+                              "that rotate, and rotates in all layers but every fourth (no_rope_layers)",
                               i, layer.rotates ? "rotates" : "does not rotate",
                               layer.chunk == 0 ? "everything" : fmt::format("chunks of {}", layer.chunk), kChunk));
   }
   if (!model.temperature_tuning || model.temperature_floor != kChunk || model.temperature_scale != 0.1) {
-    source.refuse(fmt::format("temperature tuning is {}, with floor_scale {} and attn_scale {}; llama.cpp's llama4 has it on, with "
-                              "{} and 0.1", model.temperature_tuning ? "on" : "off", model.temperature_floor,
+    source.refuse(fmt::format("temperature tuning is {}, with floor_scale {} and attn_scale {}; llama.cpp's llama4 has it "
+                              "on, with {} and 0.1", model.temperature_tuning ? "on" : "off", model.temperature_floor,
                               model.temperature_scale, kChunk));
   }
   // By this number it tells Maverick, which has no such norm, from Scout, which has.
   constexpr std::int64_t kMaverick = 128;
   const bool normed = model.query_key_norm != QueryKeyNorm::none;
   if (normed != (source.experts != kMaverick)) {
-    source.refuse(fmt::format("use_qk_norm is {}; llama.cpp's llama4 normalises queries and keys unless there are {} experts, and "
-                              "here are {}", normed, kMaverick, source.experts));
+    source.refuse(fmt::format("use_qk_norm is {}; llama.cpp's llama4 normalises queries and keys unless there are {} "
+                              "experts, and here are {}", normed, kMaverick, source.experts));
   }
 }
 

@@ -52,7 +52,8 @@ void add_rope_sections(const gguf_detail::GgufSource& source, gguf_detail::GgufK
   }
   const std::int64_t pairs = source.model->rope.dimensions / 2;
   if (std::accumulate(usual.begin(), usual.end(), std::int64_t{0}) != pairs) {
-    source.refuse(fmt::format("mrope_section {} does not add up to the {} pairs that are rotated", fmt::join(usual, ", "), pairs));
+    source.refuse(fmt::format("mrope_section {} does not add up to the {} pairs that are rotated", fmt::join(usual, ", "),
+                              pairs));
   }
   usual.resize(kSections);
   keys.wholes("rope.dimension_sections", usual);

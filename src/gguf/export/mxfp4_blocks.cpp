@@ -1,7 +1,7 @@
 // Weights stored in MXFP4, as ggml's blocks of the same name: codes and scales stay, only their places change.
 //
-// 32 neighbours along a row share the scale 2^(byte - 127). Checkpoints have two neighbours in a byte, the first in its low half,
-// and the scales apart; ggml has the scale first, and then in byte i the values i and i + 16 (ggml-common.h, block_mxfp4).
+// 32 neighbours along a row share the scale 2^(byte - 127). Checkpoints have two neighbours in a byte, the first in its low
+// half, and the scales apart; ggml has the scale first, and then in byte i the values i and i + 16 (ggml-common.h, block_mxfp4).
 
 #include "gguf/export/mxfp4_blocks.h"
 
@@ -47,8 +47,8 @@ void read_mxfp4_blocks(const Model& model, const GgufSlab& slab, export_detail::
     const std::size_t first = (slab.rows ? (*slab.rows)[row] : row) * blocks;
     for (std::size_t block = first; block < first + blocks; ++block, to += kBlockBytes) {
       if (scales[block] == std::byte{0xFF}) {
-        throw InvalidInput(fmt::format("tensor {}: number {} of this scale is no number (NaN); the file is damaged, download it "
-                                       "again", stored.parts[Part::scale]->name, block));
+        throw InvalidInput(fmt::format("tensor {}: number {} of this scale is no number (NaN); the file is damaged, download "
+                                       "it again", stored.parts[Part::scale]->name, block));
       }
       put_block(codes + block * kCodeBytes, scales[block], to);
     }

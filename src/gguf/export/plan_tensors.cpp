@@ -150,13 +150,14 @@ class Planner {
 
   void finish(GgufPlannedTensor tensor, const GgufTensorRule& rule, int layer, std::int64_t rows, std::int64_t cols,
               std::vector<std::uint64_t> shape) {
-    const Weight& weight = *tensor.slabs.front().weight;
-    if (is_stacked(weight) || is_expert_matrix(rule.role)) shape.push_back(tensor.slabs.size());
+    const bool of_experts = is_stacked(*tensor.slabs.front().weight) || is_expert_matrix(rule.role);
+    if (of_experts) shape.push_back(tensor.slabs.size());
     tensor.rows = rows;
     tensor.cols = cols;
     tensor.change = change_of(rule.operation);
     tensor.spec.name = layer < 0 ? std::string(rule.name) : fmt::format(fmt::runtime(rule.name), layer);
-    const bool codes = has_mxfp4_blocks(model(), weight) && tensor.transposed_rows == 0 && !tensor.columns;
+    const auto has_blocks = [&](const GgufSlab& slab) { return has_mxfp4_blocks(model(), *slab.weight); };
+    const bool codes = of_experts && std::ranges::all_of(tensor.slabs, has_blocks);
     tensor.spec.type = codes ? GgmlType::mxfp4 : stored_type(tensor.spec.name, shape, type_);
     tensor.spec.shape = std::move(shape);
     out_.push_back(std::move(tensor));
