@@ -91,7 +91,7 @@ struct ServedModel {
 };
 
 ServedModel served_model(const Model& model);
-/// As a plan leaves it. @throws InvalidInput where slimming_of does
+/// As a plan leaves it. @throws InvalidInput where check_plan or slimming_of does; the fingerprint is not compared
 ServedModel served_model(const Model& model, const Plan& plan, Mtp mtp = Mtp::prune);
 /// What statistics know: not the heads, and not how weights are stored.
 ServedModel served_model(const StatisticsManifest& manifest);

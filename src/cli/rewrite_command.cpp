@@ -72,11 +72,11 @@ Outcome describe_result(const Checkpoint& before, const Plan& plan, const Export
 
 /// The checkpoint and its dequantised twin as they would be served.
 void require_runtimes(const std::vector<std::string>& runtimes, const Model& model, const Plan& plan, Mtp mtp,
-                      const ExportRequest& request, bool twin) {
+                      bool factored, bool twin) {
   const auto targets = parse_runtimes(runtimes);
   if (targets.empty()) return;
   ServedModel served = served_model(model, plan, mtp);
-  served.listed_widths = served.listed_widths || (request.config.contains("moetrim_slim") && !served.listed_counts);
+  served.listed_widths = served.listed_widths || factored;
   ServedModel dequantised = served;
   dequantised.quant = ServedQuantisation{.name = "bf16"};
   for (const RuntimeTarget& target : targets) {
@@ -139,8 +139,9 @@ Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
                                .sparse_rows = Share::parse(sparse_rows, "--sparse-rows"), .row_importance = row_importance,
                                .threads = writers, .stop = &stop_requested};
   check_target(source, output, options);
+  const bool factored = low_rank > 0 && prepare.low_rank_form == LowRankForm::factored;
+  require_runtimes(runtimes, model, plan, prepare.mtp, factored, dtype.has_value());
   const ExportRequest request = prepare_export(model, plan, kVersion, prepare);
-  require_runtimes(runtimes, model, plan, prepare.mtp, request, dtype.has_value());
   std::optional<TwinRequest> twin;
   if (dtype) twin = prepare_twin(model, plan, request, *dtype, kVersion, prepare);
   if (dry_run) {

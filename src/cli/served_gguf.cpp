@@ -32,6 +32,11 @@ ServedModel served_model(const GgufMoe& model) {
 }
 
 ServedModel served_model(const GgufMoe& model, const Plan& plan, Mtp mtp) {
+  if (plan.experts != model.experts || plan.experts_per_token != model.experts_per_token) {
+    throw InvalidInput(fmt::format("the plan does not fit {}: it was made for {} experts per layer, {} per token; the file has {}, {}",
+                                   model.path().string(), plan.experts, plan.experts_per_token, model.experts,
+                                   model.experts_per_token));
+  }
   ServedModel out = served_model(model);
   out.experts_before = std::max(model.experts, plan.keep);
   out.mtp_follows = mtp == Mtp::prune;

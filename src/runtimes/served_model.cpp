@@ -124,6 +124,7 @@ ServedModel served_model(const Model& model) {
 }
 
 ServedModel served_model(const Model& model, const Plan& plan, Mtp mtp) {
+  check_plan(model, plan, {}, mtp);
   ServedModel out = served_model(model);
   apply(out, plan);
   const Slimming slimming = slimming_of(model, plan, mtp);

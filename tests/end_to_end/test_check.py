@@ -47,6 +47,16 @@ def test_a_checkpoint_and_what_it_would_become(folder):
     assert "did you mean" in moetrim("check", folder / "m", "--runtime", "vlm", code=2).stderr
 
 
+def test_a_plan_for_another_checkpoint(folder):
+    moetrim("plan", folder / "s.stats", "--method", "reap", "--keep", 3, "-o", folder / "other.json")
+    plan = json.loads((folder / "other.json").read_text())
+    found, _ = checked(folder / "m", "--plan", folder / "other.json", "--runtime", "sglang,tp=2,ep=2")
+    assert found["experts"] == 3 and found["checks"][0]["findings"][0]["nearest_keeps"] == [2, 4]
+    plan["layers"].pop()
+    (folder / "other.json").write_text(json.dumps(plan))
+    assert "does not fit" in moetrim("check", folder / "m", "--plan", folder / "other.json", "--runtime", "vllm", code=3).stderr
+
+
 def test_a_plan_goes_to_the_nearest_number_or_is_refused(folder):
     plan = ["plan", folder / "s.stats", "--method", "reap", "--runtime", "sglang,tp=2,ep=2"]
     said = moetrim(*plan, "--keep", 0.6, "-o", folder / "nearest.json").stdout
