@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--folder")
     parser.add_argument("--keep", type=float, default=0.5)
-    parser.add_argument("--writers", type=int, default=2)
+    parser.add_argument("--writers", type=int, default=1)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="moetrim-benchmark-", dir=options.folder))
     try:

@@ -90,8 +90,8 @@ void require_runtimes(const std::vector<std::string>& runtimes, const Model& mod
 void RewriteFlags::add_common(CLI::App& command) {
   command_ = &command;
   command.add_option("--shard-size", shard_size, "Largest file, for example 5GB or 500MiB")->capture_default_str();
-  command.add_option("--writers", writers, "Threads that copy, on one file or on several; the bytes are the same")
-      ->check(CLI::Range(1, 256))->capture_default_str();
+  command.add_option("--writers", writers, "Threads that copy; the bytes are the same. Default: 2; 1 for a GGUF file, where a second one mostly waits")
+      ->check(CLI::Range(1, 256));
   command.add_option("--mtp", mtp, "Multi-token-prediction blocks: prune as the plan says, keep whole, or drop")
       ->check(CLI::IsMember({"prune", "keep", "drop"}))->capture_default_str();
   command.add_option("--also-dtype", also_dtype,
@@ -129,7 +129,7 @@ Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
   if (!also_dtype.empty()) dtype = parse_twin_dtype(also_dtype);
   const Checkpoint source = Checkpoint::open(checkpoint);
   const Model model = describe(source);
-  ExportOptions options{.shard_bytes = parse_bytes(shard_size), .overwrite = overwrite, .writers = writers, .stop = &stop_requested};
+  ExportOptions options{.shard_bytes = parse_bytes(shard_size), .overwrite = overwrite, .writers = writers.value_or(2), .stop = &stop_requested};
   if (!slice.empty()) {
     const Slice share = parse_slice(slice);
     options.share = ShardShare{.number = share.number, .count = share.count};
@@ -137,7 +137,7 @@ Outcome RewriteFlags::run(const Session& session, const Plan& plan) const {
   const PrepareOptions prepare{.allow_other_checkpoint = other, .mtp = parse_mtp(mtp), .sources = {.statistics = statistics},
                                .low_rank = low_rank, .low_rank_form = parse_low_rank_form(low_rank_form),
                                .sparse_rows = Share::parse(sparse_rows, "--sparse-rows"), .row_importance = row_importance,
-                               .threads = writers, .stop = &stop_requested};
+                               .threads = options.writers, .stop = &stop_requested};
   check_target(source, output, options);
   const bool factored = low_rank > 0 && prepare.low_rank_form == LowRankForm::factored;
   require_runtimes(runtimes, model, plan, prepare.mtp, factored, dtype.has_value());

@@ -1,6 +1,7 @@
 // What writes a checkpoint from a plan: the options of `rewrite`, and of whatever else ends in one.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,8 @@ struct RewriteFlags {
   std::string checkpoint, output, shard_size = "5GB", mtp = "prune", also_dtype, slice, statistics, sparse_rows = "0.1", row_importance,
               low_rank_form = "dense";
   std::vector<std::string> runtimes;  ///< that must take the result
-  int writers = 2, low_rank = 0;
+  int low_rank = 0;
+  std::optional<int> writers;
   bool overwrite = false, other = false, dry_run = false;
 
   /// All but the checkpoint, the output and --dry-run.

@@ -65,7 +65,7 @@ Outcome RewriteFlags::run_gguf(const Session& session, const Plan& plan) const {
   check_targets_of_gguf(targets, checkpoint);
   const GgufRewrite rewrite = prepare_gguf_rewrite(model, plan, parse_mtp(mtp), other);
   for (const RuntimeTarget& target : targets) require_runtime(check_runtime(served_model(model, plan, parse_mtp(mtp)), target));
-  const GgufWriteOptions options{.overwrite = overwrite, .writers = writers, .stop = &stop_requested};
+  const GgufWriteOptions options{.overwrite = overwrite, .writers = writers.value_or(1), .stop = &stop_requested};
   const GgufEstimate estimate = estimate_gguf(rewrite, output, options);
   if (dry_run) return describe_estimate(estimate, rewrite);
   Progress line("rewrite", "B", session.quiet);
