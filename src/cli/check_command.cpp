@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -128,20 +129,34 @@ ServedModel as_asked(const Flags& flags, ServedModel served, const std::vector<R
   return served;
 }
 
-/// What the options say would be served.
-ServedModel asked_model(const Flags& flags, const std::vector<RuntimeTarget>& targets) {
+/// The checks of what the options say would be served.
+struct Asked {
+  ServedModel served;
+  std::vector<RuntimeCheck> checks;  ///< by target
+};
+
+Asked checked(ServedModel served, const std::vector<RuntimeTarget>& targets) {
+  Asked out{std::move(served), {}};
+  for (const RuntimeTarget& target : targets) out.checks.push_back(check_runtime(out.served, target));
+  return out;
+}
+
+Asked check_asked(const Flags& flags, const std::vector<RuntimeTarget>& targets) {
   const Mtp mtp = parse_mtp(flags.mtp);
   if (is_gguf_file(flags.checkpoint)) {
     check_targets_of_gguf(targets, flags.checkpoint);
     const GgufModel file = GgufModel::open(flags.checkpoint);
     const GgufMoe model = describe_gguf(file);
-    return flags.plan.empty() ? as_asked(flags, served_model(model), targets)
-                              : served_model(model, read_plan(flags.plan), mtp);
+    return checked(flags.plan.empty() ? as_asked(flags, served_model(model), targets)
+                                      : served_model(model, read_plan(flags.plan), mtp), targets);
   }
   const Checkpoint checkpoint = Checkpoint::open(flags.checkpoint);
   const Model model = describe(checkpoint);
-  return flags.plan.empty() ? as_asked(flags, moetrim::served_model(model), targets)
-                            : moetrim::served_model(model, read_plan(flags.plan), mtp);
+  std::optional<Plan> plan;
+  if (!flags.plan.empty()) plan = read_plan(flags.plan);
+  Asked out = checked(plan ? moetrim::served_model(model, *plan, mtp) : as_asked(flags, moetrim::served_model(model), targets), targets);
+  for (RuntimeCheck& check : out.checks) check_export(check, model, plan ? &*plan : nullptr, mtp);
+  return out;
 }
 
 std::string describe_served(const ServedModel& served) {
@@ -160,12 +175,12 @@ void run_check(const Session& session, const Flags& flags) {
     throw UsageError("--plan says what is kept; leave --keep and --width out");
   }
   const auto targets = parse_runtimes(flags.runtimes);
-  const ServedModel served = asked_model(flags, targets);
+  const auto [served, checked] = check_asked(flags, targets);
   Json checks = Json::array();
   std::string text = describe_served(served);
   std::vector<std::string> refused;
-  for (const RuntimeTarget& target : targets) {
-    const RuntimeCheck check = check_runtime(served, target);
+  for (const RuntimeCheck& check : checked) {
+    const RuntimeTarget& target = check.target;
     const auto choices = parallel_choices(served, target);
     checks.push_back(check_to_json(check));
     if (!choices.empty()) checks.back()["parallel"] = parallel_json(choices);

@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/progress.h"
 #include "cli/rewrite_flags.h"
+#include "cli/served_gguf.h"
 #include "cli/stages.h"
 #include "moetrim/error.h"
 #include "moetrim/export.h"
@@ -80,7 +81,9 @@ void require_runtimes(const std::vector<std::string>& runtimes, const Model& mod
   ServedModel dequantised = served;
   dequantised.quant = ServedQuantisation{.name = "bf16"};
   for (const RuntimeTarget& target : targets) {
-    require_runtime(check_runtime(served, target));
+    RuntimeCheck check = check_runtime(served, target);
+    check_export(check, model, &plan, mtp);
+    require_runtime(check);
     if (twin) require_runtime(check_runtime(dequantised, target));
   }
 }

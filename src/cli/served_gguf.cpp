@@ -1,4 +1,4 @@
-// What runtimes would serve of a GGUF file.
+// What runtimes would serve of a GGUF file: see served_gguf.h.
 #include "cli/served_gguf.h"
 
 #include <algorithm>
@@ -7,6 +7,8 @@
 
 #include "moetrim/error.h"
 #include "moetrim/family.h"
+#include "moetrim/gguf_export.h"
+#include "moetrim/whole_experts.h"
 
 namespace moetrim::cli {
 
@@ -53,6 +55,17 @@ void check_targets_of_gguf(const std::vector<RuntimeTarget>& targets, const std:
         fmt::format("--runtime {}: {} is a GGUF file, whose rules are those of llama.cpp; for others give the folder that "
                     "it was made from",
                     target.text, file.string()));
+  }
+}
+
+void check_export(RuntimeCheck& check, const Model& model, const Plan* plan, Mtp mtp) {
+  if (check.target.runtime() != "llama.cpp" || check.refused()) return;
+  const bool moves = plan != nullptr && beyond_whole_experts(*plan).empty();
+  try {
+    prepare_gguf_export(model, {.plan = moves ? plan : nullptr, .mtp = mtp, .allow_other_checkpoint = true, .tokenizer = false});
+  } catch (const InvalidInput& problem) {
+    check.findings.insert(check.findings.begin(), {.rule = "llama.cpp.export", .text = problem.what(), .why = "moetrim export refuses it",
+                                                   .source = "docs/gguf.md", .nearest = {}});
   }
 }
 

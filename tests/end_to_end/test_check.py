@@ -163,3 +163,14 @@ def rules(*names):
 def test_the_committed_page_is_what_the_script_makes():
     page = (ROOT / "docs/runtimes.md").read_text()
     assert page == make_runtimes_doc.with_rules(page, rules()), "run scripts/make_runtimes_doc.py"
+
+
+def test_what_export_refuses_is_refused_for_llama_cpp(tmp_path):
+    models.make(tmp_path / "m", "qwen3_moe", mlp_only_layers=[])
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    for normalised in (True, False):
+        (tmp_path / "m/config.json").write_text(json.dumps(config | {"norm_topk_prob": normalised}))
+        found, done = checked(tmp_path / "m", "--runtime", "llama.cpp", "--runtime", "vllm")
+        assert [check["refused"] for check in found["checks"]] == [not normalised, False], found
+    refusal = found["checks"][0]["findings"][0]
+    assert done.returncode == 3 and refusal["rule"] == "llama.cpp.export" and "norm_topk_prob" in refusal["text"]

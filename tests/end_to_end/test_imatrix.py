@@ -124,8 +124,8 @@ def make(folder, family):
     write_task(folder / "t.jsonl", sequences)
     moetrim("calibrate", folder / "m", "--task", folder / "t.jsonl", "--statistics", "inputs", "--dtype", "fp32",
             "-o", folder / "s.stats")
-    moetrim("export", folder / "m", "--format", "gguf", "--dtype", "f32", "--no-tokenizer", "-o", folder / "m.gguf")
-    moetrim("imatrix", "write", folder / "s.stats", "--checkpoint", folder / "m", "-o", folder / "i.gguf")
+    moetrim("export", folder / "m", "--format", "gguf", "--dtype", "f32", "--no-tokenizer", "--mtp", "drop", "-o", folder / "m.gguf")
+    moetrim("imatrix", "write", folder / "s.stats", "--checkpoint", folder / "m", "--mtp", "drop", "-o", folder / "i.gguf")
     return model, sequences
 
 

@@ -36,12 +36,12 @@ const PlanLayer* layer_of(const Plan& plan, int block) {
   return found == plan.layers.end() ? nullptr : &*found;
 }
 
-/// Blocks that have what only multi-token-prediction has, or lie behind all that the plan knows.
+/// Blocks that have what only multi-token-prediction has, or experts behind all layers that the plan knows.
 std::set<int> mtp_blocks(const Imatrix& matrix, const Plan& plan) {
   std::set<int> blocks;
   const int last = plan.layers.empty() ? -1 : plan.layers.back().layer;
   for (const ImatrixEntry& entry : matrix.entries) {
-    if (entry.name.find(".nextn.") != std::string::npos || entry.block() > last) blocks.insert(entry.block());
+    if (entry.name.find(".nextn.") != std::string::npos || (entry.of_experts() && entry.block() > last)) blocks.insert(entry.block());
   }
   return blocks;
 }
@@ -83,13 +83,16 @@ void check_ids(const Plan& plan) {
   }
 }
 
-void add(std::vector<float>& to, const std::vector<float>& from, const std::string& tensor) {
-  for (std::size_t i = 0; i < to.size(); ++i) {
-    to[i] += from[i];
-    if (to[i] > std::numeric_limits<float>::max()) {
-      throw InvalidInput(fmt::format("tensor {}: the sums are too large to be added", tensor));
-    }
+void add(std::vector<double>& to, const std::vector<float>& from) {
+  to.resize(from.size());
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
+}
+
+std::vector<float> rounded(const std::vector<double>& sums, const std::string& tensor) {
+  for (const double sum : sums) {
+    if (sum > std::numeric_limits<float>::max()) throw InvalidInput(fmt::format("tensor {}: the sums are too large to be added", tensor));
   }
+  return {sums.begin(), sums.end()};
 }
 
 }  // namespace
@@ -157,18 +160,15 @@ Imatrix merge_imatrices(std::vector<Imatrix> matrices, const std::vector<std::st
   }
   out.values = [matrices = std::make_shared<const std::vector<Imatrix>>(std::move(matrices)),
                 of_entry = std::move(of_entry)](std::size_t i) {
-    std::optional<ImatrixValues> sum;
+    std::vector<double> sums, counts;
     for (const Place& place : of_entry[i]) {
-      const Imatrix& matrix = (*matrices)[place.matrix];
-      ImatrixValues values = matrix.values(place.entry);
-      if (!sum) {
-        sum = std::move(values);
-      } else {
-        add(sum->sums, values.sums, matrix.entries[place.entry].name);
-        add(sum->counts, values.counts, matrix.entries[place.entry].name);
-      }
+      const ImatrixValues values = (*matrices)[place.matrix].values(place.entry);
+      add(sums, values.sums);
+      add(counts, values.counts);
     }
-    return std::move(*sum);
+    const Place& first = of_entry[i].front();
+    const std::string& name = (*matrices)[first.matrix].entries[first.entry].name;
+    return ImatrixValues{.sums = rounded(sums, name), .counts = rounded(counts, name)};
   };
   return out;
 }
