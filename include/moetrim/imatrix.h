@@ -67,6 +67,7 @@ struct ImatrixRequest {
   std::filesystem::path statistics;   ///< with inputs
   std::vector<std::string> tasks;     ///< added up; empty: all
   bool output_head = false;           ///< also of output.weight, which is better quantised without
+  Mtp mtp = Mtp::prune;               ///< drop: nothing of multi-token-prediction blocks, as some architectures demand
 };
 /// From our own statistics, for the tensors that the checkpoint is exported with; notes those that nothing was measured of.
 /// @throws InvalidInput when the statistics are of another checkpoint or have no inputs, or the family cannot be exported.

@@ -32,9 +32,8 @@ struct PlanOption {
   void add(CLI::App& command, bool required) {
     CLI::Option* option = command.add_option("--plan", plan, "Plan whose experts stay; what moetrim plan wrote");
     if (required) option->required();
-    command.add_option("--mtp", mtp, "Multi-token-prediction blocks: cut like the layers, or left out")
+    command.add_option("--mtp", mtp, "Multi-token-prediction blocks: cut like the layers (without a plan: whole), or left out")
         ->check(CLI::IsMember({"prune", "drop"}))
-        ->needs(option)
         ->capture_default_str();
   }
   /// @param model  that the plan must be of, or null where none is known
@@ -172,6 +171,7 @@ void add_write(CLI::App& imatrix, Session& session) {
       const Checkpoint checkpoint = Checkpoint::open(flags->checkpoint);
       const Model model = describe(checkpoint);
       flags->request.statistics = flags->statistics;
+      flags->request.mtp = parse_mtp(flags->plan.mtp);
       session.note_part(read_statistics_manifest(flags->statistics));
       write(session, flags->plan.apply(imatrix_of_statistics(model, flags->request), &model), flags->output);
     };

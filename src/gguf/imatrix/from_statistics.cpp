@@ -180,7 +180,7 @@ Imatrix imatrix_of_statistics(const Model& model, const ImatrixRequest& request)
   const StatisticsManifest& manifest = reader->manifest();
   check_checkpoint(model, request, manifest);
   const auto tasks = tasks_of(manifest, request.tasks);
-  const GgufExport exported = prepare_gguf_export(model, {.type = GgmlType::f32, .tokenizer = false});
+  const GgufExport exported = prepare_gguf_export(model, {.type = GgmlType::f32, .mtp = request.mtp, .tokenizer = false});
   const int measured = manifest.layers + manifest.mtp_layers;
 
   std::map<std::string, std::pair<ImatrixEntry, Source>> found;
