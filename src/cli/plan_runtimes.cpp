@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "cli/stages.h"
 #include "moetrim/error.h"
@@ -121,13 +120,13 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
 }
 
 std::string runtimes_note(const PlanFlags& flags, const StatisticsManifest& manifest, const Plan& plan) {
-  std::vector<std::string> rules;
+  std::size_t rules = 0;
   for (const RuntimeTarget& target : parse_runtimes(flags.runtimes)) {
-    for (auto& rule : check_runtime(served_model(manifest, plan), target).unchecked) rules.push_back(std::move(rule));
+    rules += check_runtime(served_model(manifest, plan), target).unchecked.size();
   }
-  if (rules.empty()) return "";
-  return fmt::format("note: statistics do not say enough for {}; check and rewrite --runtime look at the checkpoint",
-                     fmt::join(rules, ", "));
+  if (rules == 0) return "";
+  return fmt::format("note: {} rules about heads and how weights are stored are left to check and rewrite --runtime, which see the "
+                     "checkpoint", rules);
 }
 
 }  // namespace moetrim::cli
