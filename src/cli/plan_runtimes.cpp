@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/stages.h"
 #include "moetrim/error.h"
@@ -120,13 +121,15 @@ Plan PlanFlags::make(const Statistics& statistics, const ReadVectors& vectors) c
 }
 
 std::string runtimes_note(const PlanFlags& flags, const StatisticsManifest& manifest, const Plan& plan) {
-  std::size_t rules = 0;
+  constexpr std::size_t kMostNamed = 4;
+  std::vector<std::string> rules;
   for (const RuntimeTarget& target : parse_runtimes(flags.runtimes)) {
-    rules += check_runtime(served_model(manifest, plan), target).unchecked.size();
+    for (auto& rule : check_runtime(served_model(manifest, plan), target).unchecked) rules.push_back(std::move(rule));
   }
-  if (rules == 0) return "";
-  return fmt::format("note: {} rules about heads and how weights are stored are left to check and rewrite --runtime, which see the "
-                     "checkpoint", rules);
+  if (rules.empty()) return "";
+  const std::string named = rules.size() <= kMostNamed ? fmt::format(" ({})", fmt::join(rules, ", ")) : "";
+  return fmt::format("note: {} rules about heads and how weights are stored{} are left to check and rewrite --runtime, which see the "
+                     "checkpoint", rules.size(), named);
 }
 
 }  // namespace moetrim::cli
