@@ -3,16 +3,13 @@
 #include "export/low_rank.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <exception>
 #include <limits>
-#include <mutex>
-#include <thread>
 
 #include <fmt/format.h>
 
 #include "export/computed_slab.h"
+#include "export/jobs.h"
 #include "moetrim/error.h"
 #include "moetrim/matrix.h"
 #include "moetrim/row_statistics.h"
@@ -209,29 +206,14 @@ std::vector<std::vector<RowImportance>> find_row_importance(const Checkpoint& so
   const auto pieces = factored_pieces(request);
   Alignments alignments(source, model, request.sources.statistics);
   std::vector<std::vector<RowImportance>> out(pieces.size());
-  std::atomic<std::size_t> next = 0;
-  std::mutex mutex;  // over failure
-  std::exception_ptr failure;
-  const auto work = [&] {
-    try {
-      ComputedSlab slabs(source, model, alignments);
-      for (std::size_t i = next++; i < pieces.size(); i = next++) {
-        if (options.stop != nullptr && *options.stop) throw Interrupted("stopped by a signal; repeat the command to go on");
-        const bool known = !request.low_rank->measured.empty();
-        out[i] = known ? measured_rows(model, *request.low_rank, *pieces[i]) : slabs.row_importance(*pieces[i]);
-      }
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-      next = pieces.size();
+  Jobs jobs(pieces.size(), options.stop, "stopped by a signal; repeat the command to go on");
+  jobs.run(options.writers, [&] {
+    ComputedSlab slabs(source, model, alignments);
+    while (const auto i = jobs.take()) {
+      const bool known = !request.low_rank->measured.empty();
+      out[*i] = known ? measured_rows(model, *request.low_rank, *pieces[*i]) : slabs.row_importance(*pieces[*i]);
     }
-  };
-  {
-    std::vector<std::jthread> others;
-    for (int i = 1; i < options.writers; ++i) others.emplace_back(work);
-    work();
-  }
-  if (failure) std::rethrow_exception(failure);
+  });
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include "moetrim/plan.h"
 #include "moetrim/whole_experts.h"
 #include "plan/measured.h"
+#include "plan/slots.h"
 
 namespace moetrim {
 
@@ -42,6 +43,20 @@ bool changes_values(const Plan& plan) {
     return !layer.merge.empty() || !layer.scale.empty() || !layer.silence.empty() || !layer.constant.empty() ||
            !layer.smooth.empty();
   });
+}
+
+std::string slots_problem(const Plan& plan, const PlanLayer& layer, int experts) {
+  std::vector<bool> seen(static_cast<std::size_t>(experts), false);
+  for (const int expert : layer.keep) {
+    if (expert < 0 || expert >= experts) {
+      return fmt::format("layer {} keeps expert {}, expected 0 to {}", layer.layer, expert, experts - 1);
+    }
+    if (plan.order == SlotOrder::ascending && seen[static_cast<std::size_t>(expert)]) {
+      return fmt::format("layer {} keeps expert {} twice", layer.layer, expert);
+    }
+    seen[static_cast<std::size_t>(expert)] = true;
+  }
+  return {};
 }
 
 std::string_view beyond_whole_experts(const Plan& plan) {

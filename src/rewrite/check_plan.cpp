@@ -8,6 +8,7 @@
 #include "moetrim/error.h"
 #include "moetrim/rewrite.h"
 #include "moetrim/suggest.h"
+#include "plan/slots.h"
 
 namespace moetrim {
 
@@ -111,16 +112,7 @@ void check_keep(const Model& model, const Plan& plan, const PlanLayer& layer) {
   } else if (rows != plan.keep) {
     refuse(model, fmt::format("layer {} keeps {} experts, expected {} as in every layer", layer.layer, rows, plan.keep));
   }
-  std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
-  for (const int expert : layer.keep) {
-    if (expert < 0 || expert >= model.experts) {
-      refuse(model, fmt::format("layer {} keeps expert {}, expected 0 to {}", layer.layer, expert, model.experts - 1));
-    }
-    if (plan.order == SlotOrder::ascending && seen[static_cast<std::size_t>(expert)]) {
-      refuse(model, fmt::format("layer {} keeps expert {} twice", layer.layer, expert));
-    }
-    seen[static_cast<std::size_t>(expert)] = true;
-  }
+  if (const std::string problem = slots_problem(plan, layer, static_cast<int>(model.experts)); !problem.empty()) refuse(model, problem);
 }
 
 void check_smoothing(const Model& model, const PlanLayer& layer) {

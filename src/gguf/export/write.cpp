@@ -1,14 +1,13 @@
 // Writes the files: threads take one piece of a tensor after another.
 
 #include <algorithm>
-#include <exception>
 #include <map>
 #include <mutex>
 #include <numeric>
-#include <thread>
 
 #include <fmt/format.h>
 
+#include "export/jobs.h"
 #include "export/staging.h"
 #include "gguf/export/encode.h"
 #include "gguf/export/value_reader.h"
@@ -85,16 +84,12 @@ std::uint64_t header_bytes(const GgufExport& request) {
 class GgufExportRun {
  public:
   GgufExportRun(const GgufExport& request, const GgufTarget& target, const GgufExportProgress& progress)
-      : request_(request), target_(target), progress_(progress), pieces_(gguf_detail::pieces_of(request)) {}
+      : request_(request), target_(target), progress_(progress), pieces_(gguf_detail::pieces_of(request)),
+        jobs_(pieces_.size(), target.stop, "stopped by a signal; nothing was written") {}
 
   void run(const std::vector<std::vector<std::size_t>>& files, const std::vector<fs::path>& names) {
     open(files, names);
-    {
-      std::vector<std::jthread> others;
-      for (int i = 1; i < target_.writers; ++i) others.emplace_back([this] { work(); });
-      work();
-    }
-    if (failure_) std::rethrow_exception(failure_);
+    jobs_.run(target_.writers, [this] { work(); });
     // The first file is what readers open: it goes before others take the places of an older model's, and comes last.
     if (names.size() > 1) fs::remove(names.front());
     for (auto writer = writers_.rbegin(); writer != writers_.rend(); ++writer) (*writer)->finish();
@@ -121,23 +116,19 @@ class GgufExportRun {
   }
 
   void work() {
-    try {
-      gguf_detail::ValueReader reader(*request_.model);
-      std::vector<std::byte> bytes;
-      while (const GgufPiece* piece = take()) {
-        const GgufPlannedTensor& tensor = request_.tensors[piece->tensor];
-        if (tensor.spec.type == GgmlType::mxfp4) {
-          reader.read_blocks(tensor, *piece, bytes);
-        } else {
-          gguf_detail::encode(reader.read(tensor, *piece), tensor.spec.type, tensor.spec.name, bytes);
-        }
-        const Place place = places_[piece->tensor];
-        writers_[place.file]->write_at(place.index, begin_of(tensor, *piece), bytes);
-        report(bytes.size());
+    gguf_detail::ValueReader reader(*request_.model);
+    std::vector<std::byte> bytes;
+    while (const auto next = jobs_.take()) {
+      const GgufPiece& piece = pieces_[*next];
+      const GgufPlannedTensor& tensor = request_.tensors[piece.tensor];
+      if (tensor.spec.type == GgmlType::mxfp4) {
+        reader.read_blocks(tensor, piece, bytes);
+      } else {
+        gguf_detail::encode(reader.read(tensor, piece), tensor.spec.type, tensor.spec.name, bytes);
       }
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
+      const Place place = places_[piece.tensor];
+      writers_[place.file]->write_at(place.index, begin_of(tensor, piece), bytes);
+      report(bytes.size());
     }
   }
 
@@ -146,13 +137,6 @@ class GgufExportRun {
     if (tensor.slabs.empty()) return 0;
     const auto rows = static_cast<std::uint64_t>(tensor.rows);
     return (piece.slab * rows + static_cast<std::uint64_t>(piece.begin)) * (tensor.spec.bytes() / (tensor.slabs.size() * rows));
-  }
-
-  const GgufPiece* take() {
-    const std::lock_guard lock(mutex_);
-    if (failure_ || next_ == pieces_.size()) return nullptr;
-    if (target_.stop != nullptr && *target_.stop) throw Interrupted("stopped by a signal; nothing was written");
-    return &pieces_[next_++];
   }
 
   void report(std::uint64_t bytes) {
@@ -167,10 +151,9 @@ class GgufExportRun {
   std::vector<GgufPiece> pieces_;
   std::vector<Place> places_;
   std::vector<std::unique_ptr<GgufWriter>> writers_;
-  std::mutex mutex_;  ///< over all below
-  std::size_t next_ = 0;
+  export_detail::Jobs jobs_;
+  std::mutex mutex_;  ///< over what follows, and progress_
   std::uint64_t done_ = 0, total_ = 0;
-  std::exception_ptr failure_;
 };
 
 }  // namespace

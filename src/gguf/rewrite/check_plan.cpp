@@ -11,6 +11,7 @@
 #include "moetrim/error.h"
 #include "moetrim/suggest.h"
 #include "moetrim/whole_experts.h"
+#include "plan/slots.h"
 
 namespace moetrim::gguf_detail {
 
@@ -99,16 +100,7 @@ void check_llama4(const GgufMoe& model, const Plan& plan) {
 
 void check_keep(const GgufMoe& model, const Plan& plan) {
   for (const PlanLayer& layer : plan.layers) {
-    std::vector<bool> seen(static_cast<std::size_t>(model.experts), false);
-    for (const int expert : layer.keep) {
-      if (expert < 0 || expert >= model.experts) {
-        refuse(model, fmt::format("layer {} keeps expert {}, expected 0 to {}", layer.layer, expert, model.experts - 1));
-      }
-      if (plan.order == SlotOrder::ascending && seen[static_cast<std::size_t>(expert)]) {
-        refuse(model, fmt::format("layer {} keeps expert {} twice", layer.layer, expert));
-      }
-      seen[static_cast<std::size_t>(expert)] = true;
-    }
+    if (const std::string problem = slots_problem(plan, layer, model.experts); !problem.empty()) refuse(model, problem);
   }
 }
 

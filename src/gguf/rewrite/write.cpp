@@ -2,11 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <mutex>
-#include <optional>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include <fcntl.h>
@@ -15,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "export/jobs.h"
 #include "export/staging.h"
 #include "gguf/rewrite/targets.h"
 #include "moetrim/error.h"
@@ -94,35 +92,26 @@ class Movers {
   Movers(const GgufFile& source, GgufWriter& writer, std::vector<Move> moves, const GgufWriteOptions& options, bool cached,
          const std::function<void(std::uint64_t)>& moved)
       : source_(source), writer_(writer), moves_(std::move(moves)), options_(options), cached_(cached),
-        in_kernel_(options.in_kernel.value_or(is_remote(source))), moved_(moved) {}
+        in_kernel_(options.in_kernel.value_or(is_remote(source))), moved_(moved),
+        jobs_(moves_.size(), options.stop, "stopped by a signal; repeat the command to start again") {}
 
   /// @throws what a thread threw; Interrupted
   void run() {
     for (std::size_t i = 0; i < kMovesAhead; ++i) read_soon(i);
-    {
-      std::vector<std::jthread> others;
-      for (int i = 1; i < options_.writers; ++i) others.emplace_back([this] { work(); });
-      work();
-    }
-    if (failure_) std::rethrow_exception(failure_);
+    jobs_.run(options_.writers, [this] { work(); });
   }
 
  private:
   void work() {
-    try {
-      std::vector<std::byte> block(in_kernel_ ? 0 : kBlockBytes);
-      while (const auto next = take()) {
-        const Move& move = moves_[*next];
-        read_soon(*next + kMovesAhead);
-        if (in_kernel_) leave_to_kernel(move);
-        else copy(move, block);
-        if (!cached_) for_ranges(move, [&](std::uint64_t offset, std::uint64_t size) { source_.drop_cache(offset, size); });
-        const std::lock_guard lock(mutex_);
-        moved_(move.size);
-      }
-    } catch (...) {
+    std::vector<std::byte> block(in_kernel_ ? 0 : kBlockBytes);
+    while (const auto next = jobs_.take()) {
+      const Move& move = moves_[*next];
+      read_soon(*next + kMovesAhead);
+      if (in_kernel_) leave_to_kernel(move);
+      else copy(move, block);
+      if (!cached_) for_ranges(move, [&](std::uint64_t offset, std::uint64_t size) { source_.drop_cache(offset, size); });
       const std::lock_guard lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
+      moved_(move.size);
     }
   }
 
@@ -160,13 +149,6 @@ class Movers {
     for (const GgufRange& range : move.ranges) function(move.source->offset + range.offset, range.size);
   }
 
-  std::optional<std::size_t> take() {
-    const std::lock_guard lock(mutex_);
-    if (failure_ || next_ == moves_.size()) return std::nullopt;
-    if (options_.stop != nullptr && *options_.stop) throw Interrupted("stopped by a signal; repeat the command to start again");
-    return next_++;
-  }
-
   void read_soon(std::size_t index) const {
     if (index >= moves_.size()) return;
     for_ranges(moves_[index], [&](std::uint64_t offset, std::uint64_t size) {
@@ -180,9 +162,8 @@ class Movers {
   const GgufWriteOptions& options_;
   const bool cached_, in_kernel_;
   const std::function<void(std::uint64_t)>& moved_;
-  std::mutex mutex_;  ///< over what follows, and moved_
-  std::size_t next_ = 0;
-  std::exception_ptr failure_;
+  std::mutex mutex_;  ///< over moved_
+  Jobs jobs_;
 };
 
 /// The working folder, which goes with whatever is in it unless it was emptied by publish.
